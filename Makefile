@@ -15,6 +15,9 @@ PYTHON := $(firstword $(wildcard /usr/bin/python3) python3)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PYTHONUNBUFFERED := 1
+# Without its borders Molecule leaves the lines of pytest whole.
+export MOLECULE_COMMAND_BORDERS := false
+export MOLECULE_GLOB := molecule/*/molecule.yml
 
 .PHONY: help
 help: ## Show the commands

@@ -1,0 +1,614 @@
+"""Login against an LDAP directory, with groups, UIDs and several servers.
+
+`CampusLDAPAuthenticator` keeps the configuration of LDAPAuthenticator 2 and changes what a school needs changed:
+
+* Hub groups come from LDAP groups (`role_groups`); who is in none of the allowed ones is refused, and told so.
+* Certificates are verified unless someone says otherwise. (ldap3 verifies none of its own accord.)
+* Several servers, with timeouts. A directory that is down gives a sentence on the login page, not "wrong password".
+* LDAP is asked in threads of its own: a slow directory does not stop the hub.
+* The user's name is the directory's spelling, not the typed one, so nobody gets a second account by typing ` Alice `.
+
+Names: the login name is stripped and put into Unicode's NFC. The name of the hub's user is the entry's `user_attribute`
+(uid) in NFC and lower case. Everything else in a name stays as it is; what is unsafe in a filter or a DN is escaped.
+
+Sources: RFC 4511 (result codes), RFC 4513 5.1.2 (a bind without a password succeeds without proving anything),
+RFC 4514 and 4515 (escaping), RFC 4013 (SASLprep).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import unicodedata
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, TypeVar
+
+import ldap3
+from jupyterhub.utils import maybe_future
+from ldap3.core import results
+from ldap3.core.exceptions import LDAPException, LDAPInvalidDnError
+from ldap3.protocol.sasl.sasl import sasl_prep
+from ldap3.utils.conv import escape_filter_chars
+from ldap3.utils.dn import escape_rdn, parse_dn
+from ldapauthenticator import LDAPAuthenticator
+from ldapauthenticator.ldapauthenticator import TlsStrategy
+from tornado import web
+from traitlets import Dict, Float, Int, List, Unicode, default
+
+T = TypeVar("T")
+
+# What a server answers to a bind that proves nothing about the server itself: wrong password, no such entry, no password
+# set, locked (ppolicy answers 19 or 49, others 53), or a name that makes no DN.
+REFUSED_BINDS = {
+    results.RESULT_INVALID_CREDENTIALS,
+    results.RESULT_NO_SUCH_OBJECT,
+    results.RESULT_INAPPROPRIATE_AUTHENTICATION,
+    results.RESULT_CONSTRAINT_VIOLATION,
+    results.RESULT_UNWILLING_TO_PERFORM,
+    results.RESULT_INVALID_DN_SYNTAX,
+}
+
+UNREACHABLE = (
+    "The directory that checks passwords does not answer, so nobody can log in at the moment. "
+    "Your password was not checked. Please try again in a few minutes."
+)
+BROKEN = (
+    "The directory that checks passwords cannot be asked as it is set up, so nobody can log in. "
+    "Please tell the administrators; the hub's log has the reason."
+)
+NOT_ALLOWED = "Your password is right, but your account is in none of the groups that may use this hub."
+UNUSABLE = (
+    "Your password is right, but the directory's entry for your account cannot be used here. "
+    "Please tell the administrators; the hub's log has the reason."
+)
+
+
+class DirectoryUnreachable(Exception):
+    """No server of the directory answered in time."""
+
+
+class DirectoryBroken(Exception):
+    """A server answered that it will not do what the configuration asks for."""
+
+
+class UnusableEntry(Exception):
+    """The user's entry lacks a definite name, or has numbers that are no UID or GID."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """What the directory says about a user.
+
+    Attributes:
+        dn: Distinguished name of the entry.
+        name: Value of the user attribute, in the directory's spelling.
+        uid: The directory's UID, if it has one.
+        gid: The directory's GID, if it has one.
+    """
+
+    dn: str
+    name: str
+    uid: int | None = None
+    gid: int | None = None
+
+
+def normalized(name: str) -> str:
+    """Return the hub's spelling of a directory name: stripped, NFC, lower case."""
+    # Lower case may leave a form that is not composed.
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).strip().lower())
+
+
+class CampusLDAPAuthenticator(LDAPAuthenticator):
+    """Authenticates users against LDAP and puts them into hub groups by their LDAP groups."""
+
+    server_addresses = List(
+        Unicode(),
+        config=True,
+        help="""
+        Names or addresses of servers with the same content, each with an optional `:port` (`[::1]:636` for IPv6).
+
+        The first that answers is asked, and stays the first until it fails. Empty: only `server_address`.
+        """,
+    )
+
+    connect_timeout = Float(
+        5,
+        config=True,
+        help="Seconds until a server that does not accept a connection counts as down.",
+    )
+
+    answer_timeout = Int(
+        10,
+        config=True,
+        help="Seconds until a server that does not answer a request counts as down.",
+    )
+
+    ca_file = Unicode(
+        config=True,
+        help="""
+        PEM file of the certificate authorities that the servers' certificates are verified with.
+
+        Empty: the system's. Anything in `tls_kwargs` wins over this and over the verification, which is on by default.
+        """,
+    )
+
+    role_groups = Dict(
+        key_trait=Unicode(),
+        value_trait=Unicode(),
+        config=True,
+        help="""
+        Hub group → DN of the LDAP group whose members are in it.
+
+        Members are found with `group_search_filter`: by the user's DN in `member` or `uniqueMember`, or by the user's
+        name in `memberUid`.
+        """,
+    ).tag(allow_config=True)
+
+    allowed_roles = List(
+        Unicode(),
+        config=True,
+        help="Hub groups whose members may log in. Empty: all groups of `role_groups`.",
+    )
+
+    admin_group = Unicode(
+        config=True,
+        help="""
+        The hub group whose members administer the hub. Who leaves it is no administrator from the next login on.
+
+        Empty: the directory does not say who administers the hub.
+        """,
+    )
+
+    uid_attribute = Unicode(
+        "uidNumber",
+        config=True,
+        help="Attribute with the user's UID, which entries may lack. Empty: UIDs are never the directory's.",
+    )
+
+    gid_attribute = Unicode(
+        "gidNumber",
+        config=True,
+        help="Attribute with the user's GID, which entries may lack. Empty: GIDs are never the directory's.",
+    )
+
+    concurrent_logins = Int(16, config=True, help="Logins that may wait for the directory at once.")
+
+    # A name is data here and escaped wherever it is used. 255 characters are what the hub's database holds.
+    valid_username_regex = Unicode(
+        r"^[^\x00-\x1f\x7f]{1,255}\Z",
+        config=True,
+        help="Login names that do not match are refused before the directory is asked.",
+    )
+
+    @default("manage_groups")
+    def _manage_groups_default(self) -> bool:
+        return True
+
+    @default("user_attribute")
+    def _user_attribute_default(self) -> str:
+        return "uid"
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Prepare the threads that wait for the directory."""
+        super().__init__(**kwargs)
+        self._executor = ThreadPoolExecutor(self.concurrent_logins, thread_name_prefix="ldap")
+        self._first_server = ""
+
+    # --- What JupyterHub calls ---------------------------------------------------------------------------------------
+
+    def normalize_username(self, username: str) -> str:
+        """Return the hub's name of a user; see the top of this file."""
+        username = normalized(username)
+        return self.username_map.get(username, username)
+
+    async def authenticate(self, handler: Any, data: dict[str, str]) -> dict[str, Any] | None:
+        """Check a name and a password.
+
+        Args:
+            handler: The login page's request, unused.
+            data: The login form: `username` and `password`.
+
+        Returns:
+            Name, groups, admin status and auth state; None when name or password are wrong.
+
+        Raises:
+            web.HTTPError: With a sentence for the login page, when there is more to say than that.
+        """
+        login = unicodedata.normalize("NFC", data.get("username") or "").strip()
+        password = data.get("password") or ""
+        model = await self._in_thread(self._log_in, login, password)
+        if model is None:
+            # What was typed may be a password in the wrong field: only its beginning is logged.
+            self.log.warning("Login of %.16r refused: wrong name or password", login)
+        elif not self.validate_username(self.normalize_username(model["name"])):
+            self.log.error("%r is no possible name of a hub user", model["name"])
+            raise web.HTTPError(403, UNUSABLE)
+        return model
+
+    async def check_allowed(self, username: str, authentication: dict[str, Any] | None = None) -> bool:
+        """Let in members of the allowed groups, and whom JupyterHub's own settings allow.
+
+        Args:
+            username: The normalised name.
+            authentication: What `authenticate` returned.
+
+        Returns:
+            True.
+
+        Raises:
+            web.HTTPError: With a sentence for the login page, when the user is in none of the groups.
+        """
+        if set(self.allowed_roles or self.role_groups) & set((authentication or {}).get("groups") or []):
+            return True
+        if await maybe_future(super().check_allowed(username, authentication)):
+            return True
+        self.log.warning("Login of %r refused: in none of the allowed groups", username)
+        raise web.HTTPError(403, NOT_ALLOWED)
+
+    async def refresh_user(self, user: Any, handler: Any = None) -> dict[str, Any] | bool:
+        """Ask for a user's groups again, as often as `auth_refresh_age` says.
+
+        That takes an account that may search: without `lookup_dn` and `lookup_dn_search_user`, groups are renewed at the
+        next login only.
+
+        Args:
+            user: The hub's user.
+            handler: The request, unused.
+
+        Returns:
+            What changed; True when nothing is known to have changed; False when the user may no longer be here.
+        """
+        if not (self.lookup_dn and self.lookup_dn_search_user):
+            return True
+        state = await user.get_auth_state() or {}
+        try:
+            model = await self._in_thread(self._look_up_again, state.get("ldap_name") or user.name)
+            if model and self.normalize_username(model["name"]) == user.name:
+                await self.check_allowed(user.name, model)
+                return model
+        except web.HTTPError as error:
+            if error.status_code == 503:
+                # A directory that is down ends nobody's session.
+                return True
+        self.log.warning("%r is gone from the directory or from the allowed groups", user.name)
+        return False
+
+    # --- The directory, asked in a thread ----------------------------------------------------------------------------
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a blocking function beside the hub's loop, and turn the directory's troubles into sentences."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+        except DirectoryUnreachable as error:
+            self.log.error("The directory does not answer: %s", error)
+            raise web.HTTPError(503, UNREACHABLE) from error
+        except DirectoryBroken as error:
+            self.log.error("The directory cannot be asked: %s", error)
+            raise web.HTTPError(503, BROKEN) from error
+        except UnusableEntry as error:
+            self.log.error("Login refused: %s", error)
+            raise web.HTTPError(403, UNUSABLE) from error
+
+    def _log_in(self, login: str, password: str) -> dict[str, Any] | None:
+        """Prove the password and read who that is; None when it proves nothing."""
+        if not self._valid_login(login) or not self._provable(password):
+            return None
+        if self.lookup_dn:
+            with self._search_connection() as search:
+                found = self._find(search, login)
+                if found is None:
+                    return None
+                with self._bound(found, password) as own:
+                    if own is None:
+                        return None
+                    # The account that may search sees what users may not; an anonymous one sees less than they do.
+                    return self._read_model(search if self.lookup_dn_search_user else own, found)
+        for template in self.bind_dn_template:
+            dn = template.format(username=escape_rdn(login))
+            with self._bound(dn, password) as own:
+                if own is not None:
+                    return self._read_model(own, dn)
+        return None
+
+    def _look_up_again(self, name: str) -> dict[str, Any] | None:
+        """Read a known user without a password; None when the directory has no such user."""
+        with self._search_connection() as search:
+            dn = self._find(search, name)
+            return dn and self._read_model(search, dn)
+
+    def _valid_login(self, login: str) -> bool:
+        """Tell whether a login name may be asked for."""
+        # `re` through ldapauthenticator's own trait, so that a site's stricter pattern keeps working.
+        import re
+
+        return re.match(self.valid_username_regex, login) is not None
+
+    @staticmethod
+    def _provable(password: str) -> bool:
+        """Tell whether a password proves anything.
+
+        A bind with a DN and an empty password is anonymous and succeeds on many servers. ldap3 prepares passwords with
+        SASLprep *after* it looks whether they are empty, and SASLprep drops characters such as the soft hyphen.
+        """
+        try:
+            return bool(password and sasl_prep(password).strip())
+        except (LDAPException, ValueError):
+            return False
+
+    def _read_model(self, connection: ldap3.Connection, dn: str) -> dict[str, Any] | None:
+        """Read a person and the groups; None when `search_filter` leaves the person out."""
+        person = self._read_person(connection, dn)
+        if person is None:
+            return None
+        groups = [
+            group
+            for group, group_dn in self.role_groups.items()
+            if self._is_member(connection, group_dn, person)
+        ]
+        state: dict[str, Any] = {
+            "ldap_name": person.name,
+            "ldap_groups": [self.role_groups[group] for group in groups],
+        }
+        if person.uid is not None:
+            state["uid"] = person.uid
+        if person.gid is not None:
+            state["gid"] = person.gid
+        admin = None
+        if self.admin_group:
+            admin = self.admin_group in groups or self.normalize_username(person.name) in self.admin_users
+        return {"name": person.name, "groups": groups, "admin": admin, "auth_state": state}
+
+    def _find(self, connection: ldap3.Connection, login: str) -> str | None:
+        """Return the DN of the one entry with a login name; None when there is none, or no definite one."""
+        search_filter = self.lookup_dn_search_filter.format(
+            login_attr=self.user_attribute, login=escape_filter_chars(login)
+        )
+        found = self._search(connection, self.user_search_base or "", ldap3.SUBTREE, search_filter)
+        if len(found) > 1:
+            self.log.error("%d entries have the name %r, and one is wanted: %s", len(found), login, list(found))
+            return None
+        return next(iter(found), None)
+
+    def _read_person(self, connection: ldap3.Connection, dn: str) -> Person | None:
+        """Read one entry; None when `search_filter` leaves it out.
+
+        Raises:
+            UnusableEntry: When its name is not definite, or a number is no UID or GID.
+        """
+        rdn_attribute, rdn_value = self._first_rdn(dn)
+        search_filter = "(objectClass=*)"
+        if self.search_filter:
+            search_filter = self.search_filter.format(
+                userattr=self.user_attribute, username=escape_filter_chars(rdn_value)
+            )
+        wanted = [name for name in (self.user_attribute, self.uid_attribute, self.gid_attribute) if name]
+        found = self._search(connection, dn, ldap3.BASE, search_filter, wanted)
+        if not found:
+            if self.search_filter:
+                self.log.warning("%s does not match search_filter", dn)
+                return None
+            raise UnusableEntry(f"{dn} may not be read with the account that the hub uses")
+        attributes = next(iter(found.values()))
+
+        names = attributes.get(self.user_attribute.lower(), [])
+        if len(names) > 1 and rdn_attribute == self.user_attribute.lower():
+            # Aliases. The one in the DN is the name: it is the one that cannot change by the way.
+            names = [name for name in names if normalized(name) == normalized(rdn_value)]
+        if len(names) != 1:
+            raise UnusableEntry(f"{dn} has no definite {self.user_attribute}: {names}")
+        return Person(
+            dn,
+            names[0],
+            self._number(dn, attributes, self.uid_attribute),
+            self._number(dn, attributes, self.gid_attribute),
+        )
+
+    @staticmethod
+    def _first_rdn(dn: str) -> tuple[str, str]:
+        """Return attribute and value of a DN's first part, the value without escapes."""
+        try:
+            attribute, value, _ = parse_dn(dn, escape=False, strip=True)[0]
+        except (LDAPInvalidDnError, IndexError):
+            return "", ""
+        # RFC 4514: a backslash stands before a special character or before the two hexadecimal digits of a byte.
+        plain = bytearray()
+        position = 0
+        raw = value.encode()
+        while position < len(raw):
+            if raw[position : position + 1] == b"\\":
+                pair = raw[position + 1 : position + 3]
+                try:
+                    plain += bytes([int(pair, 16)]) if len(pair) == 2 else pair
+                    position += 3
+                except ValueError:
+                    plain += pair[:1]
+                    position += 2
+            else:
+                plain += raw[position : position + 1]
+                position += 1
+        return attribute.lower(), plain.decode(errors="replace")
+
+    @staticmethod
+    def _number(dn: str, attributes: dict[str, list[str]], name: str) -> int | None:
+        """Return the UID or GID in an attribute; None when there is none.
+
+        Raises:
+            UnusableEntry: When it is not one positive number. 0 would be root.
+        """
+        values = attributes.get(name.lower(), []) if name else []
+        if not values:
+            return None
+        number = int(values[0]) if len(values) == 1 and values[0].isascii() and values[0].isdigit() else 0
+        # 2**32 - 1 and 2**16 - 1 mean "no user" to the system's calls.
+        if not 0 < number < 2**32 - 1 or number == 2**16 - 1:
+            raise UnusableEntry(f"{dn} has {name} {values}")
+        return number
+
+    def _is_member(self, connection: ldap3.Connection, group_dn: str, person: Person) -> bool:
+        """Tell whether a person is in an LDAP group."""
+        search_filter = self.group_search_filter.format(
+            userdn=escape_filter_chars(person.dn), uid=escape_filter_chars(person.name)
+        )
+        found = self._search(connection, group_dn, ldap3.BASE, search_filter)
+        if connection.result["result"] == results.RESULT_NO_SUCH_OBJECT:
+            self.log.error("role_groups names %s, which is not in the directory or may not be read", group_dn)
+        return bool(found)
+
+    # --- Connections -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _search_connection(self) -> Iterator[ldap3.Connection]:
+        """Open a connection as the account that looks users up, or anonymously.
+
+        Raises:
+            DirectoryBroken: When that account is refused.
+        """
+        user = self.lookup_dn_search_user or None
+        with self._bound(user, self.lookup_dn_search_password or None) as connection:
+            if connection is None:
+                raise DirectoryBroken(f"it refuses the account that looks users up, {user or 'anonymous'}")
+            yield connection
+
+    @contextmanager
+    def _bound(self, dn: str | None, password: str | None) -> Iterator[ldap3.Connection | None]:
+        """Open a connection as a user and close it in the end; gives None when the directory refuses the user."""
+        connection = self.get_connection(dn, password)
+        try:
+            yield connection
+        finally:
+            if connection is not None:
+                # The connection may be lost already.
+                with suppress(LDAPException, OSError):
+                    connection.unbind()
+
+    def get_connection(self, userdn: str | None, password: str | None) -> ldap3.Connection | None:
+        """Bind to the first server that answers.
+
+        Args:
+            userdn: DN to bind as, None for an anonymous bind.
+            password: Its password.
+
+        Returns:
+            The connection, or None when the server refuses the DN or the password.
+
+        Raises:
+            DirectoryUnreachable: When no server answers.
+            DirectoryBroken: When a server answers, and will not let anybody in this way.
+        """
+        problems = []
+        # The sort is stable: the one that answered last time comes first, the others stay in their order.
+        addresses = sorted(
+            self.server_addresses or [self.server_address], key=lambda name: name != self._first_server
+        )
+        for address in addresses:
+            try:
+                connection = self._open(address, userdn, password)
+                connection.bind()
+            except (LDAPException, OSError) as error:
+                problems.append(f"{address}: {error}")
+                self.log.warning("The LDAP server %s is no use: %s", address, error)
+                continue
+            code = connection.result["result"]
+            if code == results.RESULT_SUCCESS:
+                self._first_server = address
+                return connection
+            with suppress(LDAPException, OSError):
+                connection.unbind()
+            if code in (results.RESULT_BUSY, results.RESULT_UNAVAILABLE):
+                problems.append(f"{address}: {connection.result['description']}")
+                continue
+            self._first_server = address
+            if code in REFUSED_BINDS:
+                self.log.debug("%s refuses %s: %s", address, userdn, connection.result["description"])
+                return None
+            raise DirectoryBroken(
+                f"{address} answers a bind with {connection.result['description']} {connection.result['message']}"
+            )
+        raise DirectoryUnreachable("; ".join(problems))
+
+    def _open(self, address: str, userdn: str | None, password: str | None) -> ldap3.Connection:
+        """Connect to one server, up to the point where TLS is verified and a password may be sent."""
+        host, port = self._split(address)
+        strategy = self.tls_strategy
+        server = ldap3.Server(
+            host,
+            port=port or self.server_port,
+            use_ssl=strategy == TlsStrategy.on_connect,
+            tls=None if strategy == TlsStrategy.insecure else self._tls(host),
+            connect_timeout=self.connect_timeout,
+            get_info=ldap3.NONE,
+        )
+        connection = ldap3.Connection(
+            server,
+            user=userdn,
+            password=password,
+            receive_timeout=self.answer_timeout,
+            # A referral would send the password to a server that nobody configured.
+            auto_referrals=False,
+            check_names=False,
+            read_only=True,
+        )
+        connection.open(read_server_info=False)
+        if strategy == TlsStrategy.before_bind:
+            connection.start_tls(read_server_info=False)
+        return connection
+
+    def _tls(self, host: str) -> ldap3.Tls:
+        """Return the settings of TLS for a server."""
+        settings: dict[str, Any] = {"validate": ssl.CERT_REQUIRED}
+        if self.ca_file:
+            settings["ca_certs_file"] = self.ca_file
+        try:
+            ip_address(host)
+        except ValueError:
+            settings["sni"] = host
+        return ldap3.Tls(**settings | self.tls_kwargs)
+
+    @staticmethod
+    def _split(address: str) -> tuple[str, int]:
+        """Split `host:port`; the port is 0 when there is none."""
+        host, _, port = address.rpartition(":")
+        if host and port.isdigit() and (":" not in host or host.startswith("[")):
+            return host.strip("[]"), int(port)
+        return address.strip("[]"), 0
+
+    @staticmethod
+    def _search(
+        connection: ldap3.Connection,
+        base: str,
+        scope: str,
+        search_filter: str,
+        attributes: list[str] | None = None,
+    ) -> dict[str, dict[str, list[str]]]:
+        """Search, and return the entries' attributes by DN, with attribute names in lower case.
+
+        Raises:
+            DirectoryUnreachable: When the connection breaks.
+            DirectoryBroken: When the server refuses to search.
+        """
+        try:
+            connection.search(base, search_filter, scope, attributes=attributes or [ldap3.NO_ATTRIBUTES])
+        except (LDAPException, OSError) as error:
+            raise DirectoryUnreachable(str(error)) from error
+        code = connection.result["result"]
+        if code in (results.RESULT_BUSY, results.RESULT_UNAVAILABLE, results.RESULT_TIME_LIMIT_EXCEEDED):
+            raise DirectoryUnreachable(connection.result["description"])
+        # Two matches are as good as all of them: a size limit only means that there are several.
+        if code not in (
+            results.RESULT_SUCCESS,
+            results.RESULT_NO_SUCH_OBJECT,
+            results.RESULT_SIZE_LIMIT_EXCEEDED,
+        ):
+            raise DirectoryBroken(f"a search below {base} gives {connection.result['description']}")
+        return {
+            entry["dn"]: {
+                name.lower(): [value.decode(errors="replace") for value in values]
+                for name, values in entry["raw_attributes"].items()
+            }
+            for entry in connection.response or []
+            if entry["type"] == "searchResEntry"
+        }

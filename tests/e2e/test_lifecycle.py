@@ -1,0 +1,131 @@
+"""Servers move, the hub restarts, the identity changes: files, sessions and kernels go on."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+
+import pytest
+from cluster import Cluster, wait_for
+from hub import HubUser
+
+pytestmark = pytest.mark.disruptive
+
+
+def test_the_server_starts_again_on_another_node_and_finds_its_files(
+    cluster: Cluster, alice: HubUser
+) -> None:
+    """Stop, start elsewhere at once: the file is there, and the old server is not."""
+    word = uuid.uuid4().hex
+    alice.run(f"import pathlib; pathlib.Path.home().joinpath('moved.txt').write_text({word!r})")
+    before = cluster.node_of(cluster.notebook("alice"))
+    alice.stop()
+    with cluster.closed(before):
+        alice.start()
+        after = cluster.node_of(cluster.notebook("alice"))
+    assert after.name != before.name
+    found = alice.run("import pathlib; print(pathlib.Path.home().joinpath('moved.txt').read_text())")
+    assert found.strip() == word
+
+
+def test_stop_and_start_at_once_gives_a_new_server(cluster: Cluster, alice: HubUser) -> None:
+    """A start right after a stop is never answered by the dying server."""
+    for _ in range(3):
+        old = cluster.notebook("alice")
+        alice.stop()
+        alice.start()
+        assert cluster.notebook("alice") not in (None, old)
+        assert alice.run("print(1 + 1)").strip() == "2"
+
+
+def test_a_restarted_hub_keeps_sessions_servers_and_kernels(cluster: Cluster, alice: HubUser) -> None:
+    """The hub's task is replaced; nobody logs in again, no kernel loses a variable."""
+    service = cluster.notebook("alice")
+    kernel = alice.kernel()
+    kernel.run("state = 'still here'")
+
+    cluster.restart("hub")
+
+    wait_for("the hub's pages", alice.logged_in, timeout=180)
+    assert alice.server["ready"]
+    assert cluster.notebook("alice") == service
+    assert kernel.run("print(state)").strip() == "still here"
+    # The session's cookie, not only the token, opens the running server.
+    assert alice.get("/user/alice/api/status").status_code == 200
+    kernel.shutdown()
+
+
+def test_a_restarted_proxy_gets_its_routes_back(cluster: Cluster, alice: HubUser) -> None:
+    """The proxy forgets everything; the hub tells it again, and servers run on."""
+    service = cluster.notebook("alice")
+    cluster.restart("proxy")
+    wait_for(
+        "alice's route",
+        lambda: alice.notebook_api("GET", "status").status_code == 200,
+        timeout=240,
+        pause=3,
+    )
+    assert cluster.notebook("alice") == service
+
+
+def test_a_storage_pause_holds_a_notebook_and_loses_nothing(cluster: Cluster, alice: HubUser) -> None:
+    """The NFS server is away for a while: a writer waits, and every line it reports is on the disk."""
+    kernel = alice.kernel()
+    kernel.run(
+        "import os, pathlib, threading\n"
+        "written, stop = [], threading.Event()\n"
+        "def work():\n"
+        "    with open(pathlib.Path.home() / 'counter.txt', 'w') as file:\n"
+        "        while not stop.wait(0.05):\n"
+        "            print(len(written), file=file, flush=True)\n"
+        "            os.fsync(file.fileno())\n"
+        "            written.append(1)\n"
+        "thread = threading.Thread(target=work, daemon=True); thread.start()"
+    )
+
+    def count() -> int:
+        return int(kernel.run("print(len(written))"))
+
+    wait_for("the first lines", lambda: count() > 5, timeout=60)
+    with cluster.without_storage():
+        pass
+    resumed = count()
+    wait_for("the writer goes on", lambda: count() > resumed + 5, timeout=240)
+    reported = int(kernel.run("stop.set(); thread.join(60); print(len(written))", timeout=90))
+    _, account = cluster.accounts("GET", "/accounts/alice")
+    lines = cluster.storage.run("cat", f"{cluster.storage_dir}{account['home']}/counter.txt").split()
+    assert lines == [str(number) for number in range(reported)]
+    kernel.shutdown()
+
+
+def test_identity_root_gives_the_same_file(cluster: Cluster, user: Callable[[str], HubUser]) -> None:
+    """Images that start as root and move over themselves write under the same UID and GID."""
+    alice = user("alice")
+    alice.stop()
+    cluster.playbook("site.yml", "--extra-vars", "hub_identity=root")
+    try:
+        wait_for("the hub's pages", alice.logged_in, timeout=180)
+        alice.start()
+        service = cluster.notebook("alice")
+        started_as = cluster.docker(
+            "service", "inspect", "--format", "{{.Spec.TaskTemplate.ContainerSpec.User}}", service
+        )
+        assert started_as.strip() in ("", "0", "root", "0:0")
+        _, account = cluster.accounts("GET", "/accounts/alice")
+        seen = alice.json(
+            "import json, os, pathlib\n"
+            "pathlib.Path.home().joinpath('root.txt').write_text('x')\n"
+            "status = pathlib.Path('/proc/self/status').read_text()\n"
+            "effective = next(line for line in status.splitlines() if line.startswith('CapEff'))\n"
+            "print(json.dumps([os.getuid(), os.getgid(), os.getgroups(), int(effective.split()[1], 16)]))"
+        )
+        uid, gid, groups, capabilities = seen
+        assert (uid, gid, capabilities) == (account["uid"], account["gid"], 0)
+        assert set(account["groups"].values()) <= set(groups)
+        assert 0 not in groups
+        file = cluster.storage.stat(f"{cluster.storage_dir}{account['home']}/root.txt")
+        assert (file["uid"], file["gid"]) == (account["uid"], account["gid"])
+        alice.stop()
+    finally:
+        cluster.playbook("site.yml")
+    wait_for("the hub's pages", alice.logged_in, timeout=180)

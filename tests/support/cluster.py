@@ -1,0 +1,305 @@
+"""The cluster as its administrator sees it: the nodes over SSH, and Docker on a manager."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from inventory import ROOT, Inventory
+
+T = TypeVar("T")
+
+
+class CommandError(AssertionError):
+    """A command failed or took too long; carries its output."""
+
+
+def run(command: list[str], *, timeout: float, stdin: str | None = None) -> str:
+    """Run a command and return its standard output.
+
+    Args:
+        command: Program and arguments.
+        timeout: Seconds until it is ended.
+        stdin: Text for its standard input.
+
+    Raises:
+        CommandError: When it fails or does not end in time.
+    """
+    shown = shlex.join(command)
+    try:
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        raise CommandError(f"no end after {timeout} s: {shown}\n{error.stdout}\n{error.stderr}") from error
+    if done.returncode:
+        raise CommandError(f"exit code {done.returncode}: {shown}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def wait_for(what: str, condition: Callable[[], T], *, timeout: float, pause: float = 1.0) -> T:
+    """Ask until the answer is true, and return it.
+
+    Args:
+        what: What is waited for, for the message.
+        condition: Asked again and again; an AssertionError or a refused connection counts as "not yet".
+        timeout: Seconds until the wait fails.
+        pause: Seconds between two questions.
+
+    Raises:
+        AssertionError: At the deadline, with the last reason.
+    """
+    deadline = time.monotonic() + timeout
+    reason: Exception | str = ""
+    while True:
+        try:
+            answer = condition()
+            if answer:
+                return answer
+            reason = f"last answer {answer!r}"
+        except (AssertionError, OSError) as error:
+            reason = error
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {timeout} s ({reason})")
+        time.sleep(pause)
+
+
+class Node:
+    """One server of the inventory."""
+
+    def __init__(self, inventory: Inventory, name: str) -> None:
+        """Take the connection's parameters from the inventory."""
+        self.name = name
+        self.address = inventory.value(name, "swarm_address | default(ansible_host)", name)
+        host = inventory.value(name, "ansible_host", name)
+        user = inventory.value(name, "ansible_user", "")
+        key = inventory.value(name, "ansible_ssh_private_key_file", "")
+        port = inventory.value(name, "ansible_port", 22)
+        more = [inventory.value(name, f"ansible_ssh_{kind}_args", "") for kind in ("common", "extra")]
+        self._sudo = [] if user == "root" else ["sudo", "-n"]
+        self._ssh = [
+            "ssh",
+            *("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-p", str(port)),
+            *("-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", "ControlPath=~/.ssh/campus-%C"),
+            *(("-i", key) if key else ()),
+            *shlex.split(" ".join(more)),
+            f"{user}@{host}" if user else host,
+        ]
+
+    def run(self, *command: str, timeout: float = 60, stdin: str | None = None) -> str:
+        """Run a command as root on the node and return what it prints."""
+        Path("~/.ssh").expanduser().mkdir(mode=0o700, exist_ok=True)
+        return run([*self._ssh, shlex.join([*self._sudo, *command])], timeout=timeout, stdin=stdin)
+
+    def stat(self, path: str) -> dict[str, Any]:
+        """Owner and mode of a file, as numbers: {"uid", "gid", "mode"}."""
+        uid, gid, mode = self.run("stat", "--format", "%u %g %a", path).split()
+        return {"uid": int(uid), "gid": int(gid), "mode": mode}
+
+    def container(self, service: str) -> str:
+        """Id of the running container of a swarm service on this node.
+
+        Raises:
+            AssertionError: When there is none.
+        """
+        label = f"label=com.docker.swarm.service.name={service}"
+        found = self.run("docker", "ps", "--quiet", "--filter", label).split()
+        assert found, f"no container of {service} on {self.name}"
+        return found[0]
+
+
+class Cluster:
+    """The deployment of one inventory."""
+
+    def __init__(self, inventory: Path) -> None:
+        """Read the inventory; nothing is contacted yet."""
+        self.inventory = Inventory(inventory)
+        self.groups = self.inventory.groups
+        self.nodes = {name: Node(self.inventory, name) for name in self.groups["swarm"]}
+        self.manager = self.nodes[self.groups["managers"][0]]
+        self.storage = self.nodes[self.groups["storage"][0]]
+        self.storage_dir = self.value("nfs_data_dir", "/srv/campus-jupyterhub/nfs")
+        self.url = os.environ.get("CAMPUS_URL") or f"https://{self.storage.address}"
+        self.ca = os.environ.get("CAMPUS_CA") or str(inventory / "secrets" / "ca.crt")
+
+    def value(self, expression: str, default: Any = None) -> Any:
+        """Evaluate an expression with the first manager's variables."""
+        return self.inventory.value(self.groups["managers"][0], expression, default)
+
+    def playbook(self, name: str, *arguments: str, timeout: float = 1800) -> dict[str, dict[str, int]]:
+        """Run one of the playbooks, and return the recap's counters by host."""
+        command = ["ansible-playbook", "-i", str(self.inventory.path), f"playbooks/{name}", *arguments]
+        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        environment.pop("ANSIBLE_FORCE_COLOR", None)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+        )
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+        recap = {
+            host: {key: int(number) for key, number in re.findall(r"(\w+)=(\d+)", counters)}
+            for host, counters in re.findall(r"^(\S+) +: (ok=.*)$", done.stdout, re.MULTILINE)
+        }
+        assert recap, done.stdout
+        print(done.stdout)
+        return recap
+
+    def docker(self, *arguments: str, timeout: float = 60) -> str:
+        """Run the Docker command on the first manager."""
+        return self.manager.run("docker", *arguments, timeout=timeout)
+
+    def services(self) -> list[dict[str, Any]]:
+        """All services of the swarm, as `docker service inspect` shows them."""
+        ids = self.docker("service", "ls", "--quiet").split()
+        return json.loads(self.docker("service", "inspect", *ids)) if ids else []
+
+    def service(self, role: str) -> str:
+        """Full name of a service of the cluster itself, such as `hub` or `accounts`, whatever its stack."""
+        names = [service["Spec"]["Name"] for service in self.services()]
+        found = [name for name in names if name == role or name.endswith(f"_{role}")]
+        assert len(found) == 1, f"service {role}: {found} among {names}"
+        return found[0]
+
+    def tasks(self, service: str) -> list[dict[str, str]]:
+        """The tasks of a service that are meant to run: ID, Name, Node, CurrentState, Error."""
+        lines = self.docker(
+            "service", "ps", service, "--no-trunc", "--filter", "desired-state=running", "--format", "json"
+        )
+        return [json.loads(line) for line in lines.splitlines()]
+
+    def running(self, service: str) -> bool:
+        """Whether every task of the service runs, and there is at least one."""
+        tasks = self.tasks(service)
+        return bool(tasks) and all(task["CurrentState"].startswith("Running") for task in tasks)
+
+    def node_of(self, service: str) -> Node:
+        """The node on which a service with one task runs."""
+        (task,) = self.tasks(service)
+        return self.nodes[self.node_names()[task["Node"]]]
+
+    def node_names(self) -> dict[str, str]:
+        """Swarm host name → inventory name, by the address."""
+        ids = self.docker("node", "ls", "--quiet").split()
+        members = json.loads(self.docker("node", "inspect", *ids))
+        by_address = {node.address: name for name, node in self.nodes.items()}
+        return {
+            member["Description"]["Hostname"]: by_address[self._address(member)]
+            for member in members
+            if self._address(member) in by_address
+        }
+
+    @staticmethod
+    def _address(member: dict[str, Any]) -> str:
+        """Address of a swarm member; a leading manager's own status may say 0.0.0.0."""
+        address = member["Status"].get("Addr", "")
+        if address in ("", "0.0.0.0", "127.0.0.1"):  # noqa: S104 - compared, not bound
+            address = member.get("ManagerStatus", {}).get("Addr", "").rsplit(":", 1)[0]
+        return address
+
+    def notebook(self, username: str) -> str | None:
+        """Name of the service that runs a user's server, None when there is none."""
+        for service in self.services():
+            environment = service["Spec"]["TaskTemplate"]["ContainerSpec"].get("Env", [])
+            if f"JUPYTERHUB_USER={username}" in environment:
+                return service["Spec"]["Name"]
+        return None
+
+    @contextlib.contextmanager
+    def without_service(self, role: str) -> Iterator[None]:
+        """Take a service down for the length of a block."""
+        name = self.service(role)
+        self.docker("service", "scale", "--detach", f"{name}=0")
+        try:
+            wait_for(f"{name} down", lambda: not self._containers(name), timeout=120)
+            yield
+        finally:
+            self.docker("service", "scale", "--detach", f"{name}=1")
+            wait_for(f"{name} up again", lambda: self.running(name), timeout=180)
+
+    def _containers(self, service: str) -> list[str]:
+        label = f"label=com.docker.swarm.service.name={service}"
+        return [
+            found
+            for node in self.nodes.values()
+            for found in node.run("docker", "ps", "--quiet", "--filter", label).split()
+        ]
+
+    @property
+    def nfs_container(self) -> str:
+        """Name of the NFS server's container on the storage node, running or not."""
+        names = self.storage.run("docker", "ps", "--all", "--format", "{{.Names}}").split()
+        found = [name for name in names if re.fullmatch(r"(.*-)?nfs", name)]
+        assert len(found) == 1, f"the NFS server's container is one of {names}"
+        return found[0]
+
+    @contextlib.contextmanager
+    def without_storage(self) -> Iterator[None]:
+        """Stop the NFS server for the length of a block."""
+        name = self.nfs_container
+        self.storage.run("docker", "stop", name, timeout=120)
+        try:
+            yield
+        finally:
+            self.storage.run("docker", "start", name, timeout=120)
+
+    @contextlib.contextmanager
+    def closed(self, node: Node) -> Iterator[None]:
+        """Keep new tasks off a node for the length of a block, without moving those that run there."""
+        host = next(host for host, name in self.node_names().items() if name == node.name)
+        self.docker("node", "update", "--availability", "pause", host)
+        try:
+            yield
+        finally:
+            self.docker("node", "update", "--availability", "active", host)
+
+    def restart(self, role: str, timeout: float = 180) -> None:
+        """Replace the task of a service of the cluster itself and wait for the new one."""
+        name = self.service(role)
+        before = {task["ID"] for task in self.tasks(name)}
+        self.docker("service", "update", "--detach", "--force", name)
+        wait_for(
+            f"{name} replaced",
+            lambda: self.running(name) and before.isdisjoint(task["ID"] for task in self.tasks(name)),
+            timeout=timeout,
+        )
+
+    def accounts(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+        """Ask the accounts service from inside its container, where its token and its network are.
+
+        Args:
+            method: HTTP method.
+            path: Path and query, already quoted.
+            body: Sent as JSON.
+
+        Returns:
+            Status and the answer, decoded if it is JSON.
+        """
+        container = self.storage.container(self.service("accounts"))
+        request = json.dumps({"method": method, "path": path, "body": body})
+        command = ("docker", "exec", "--interactive", container, "python3", "-c", ACCOUNTS_CLIENT)
+        answer = json.loads(self.storage.run(*command, stdin=request))
+        with contextlib.suppress(ValueError):
+            answer["text"] = json.loads(answer["text"])
+        return answer["status"], answer["text"]
+
+
+# Runs in the accounts container; the request comes on standard input, so that no name meets a shell.
+ACCOUNTS_CLIENT = """
+import json, sys, urllib.error, urllib.request
+asked = json.load(sys.stdin)
+token = open("/run/secrets/accounts_token").read().strip()
+request = urllib.request.Request(
+    "http://accounts:8080" + asked["path"], method=asked["method"],
+    data=None if asked["body"] is None else json.dumps(asked["body"]).encode(),
+    headers={"Authorization": "Bearer " + token, "Content-Type": "application/json"})
+try:
+    answer = urllib.request.urlopen(request, timeout=30)
+except urllib.error.HTTPError as error:
+    answer = error
+print(json.dumps({"status": answer.status, "text": answer.read().decode()}))
+"""

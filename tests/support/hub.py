@@ -1,0 +1,271 @@
+"""The hub as its users see it: login page, API, notebook server, kernels.
+
+All through the edge, over HTTPS with the CA verified.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import ssl
+import time
+import uuid
+from typing import Any
+
+import requests
+import websocket
+from cluster import wait_for
+
+# A lab node makes a server's container, mounts its home and starts Python in well under a minute.
+START_TIMEOUT = 240
+STOP_TIMEOUT = 120
+REQUEST_TIMEOUT = 60
+
+
+class LoginRefused(AssertionError):  # noqa: N818 - reads as what happened
+    """The login page came back; the message is the one that it shows."""
+
+
+class SpawnFailed(AssertionError):  # noqa: N818
+    """The server did not start; the message is the one that the user reads."""
+
+
+class HubUser:
+    """One user in one browser session.
+
+    Args:
+        url: Address of the hub without a path.
+        ca: File of the CA certificate.
+        name: User name.
+        password: Password, by default that of the demo directory.
+    """
+
+    def __init__(self, url: str, ca: str, name: str, password: str | None = None) -> None:
+        """Prepare a session; nothing is sent yet."""
+        self.url = url
+        self.ca = ca
+        self.name = name
+        self.password = f"{name}-lab-password" if password is None else password
+        self.session = requests.Session()
+        self.session.verify = ca
+        self.token = ""
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        """Get a page with the session's cookies."""
+        return self.session.get(f"{self.url}{path}", timeout=REQUEST_TIMEOUT, **options)
+
+    def login(self) -> HubUser:
+        """Log in by the form, as a browser does, and make an API token of the user's own.
+
+        Raises:
+            LoginRefused: With the page's message.
+        """
+        page = self.get("/hub/login")
+        page.raise_for_status()
+        form = {
+            "username": self.name,
+            "password": self.password,
+            "_xsrf": self.session.cookies.get("_xsrf", path="/hub/"),
+        }
+        answer = self.session.post(
+            f"{self.url}/hub/login?next=%2Fhub%2Fhome",
+            data=form,
+            timeout=REQUEST_TIMEOUT,
+            allow_redirects=False,
+        )
+        if answer.status_code != 302:
+            raise LoginRefused(login_message(answer.text) or f"{answer.status_code} {answer.text[:500]}")
+        # The home page gives the session's own XSRF cookie; the login page's was an anonymous one.
+        self.get("/hub/home").raise_for_status()
+        answer = self.session.post(
+            f"{self.url}/hub/api/users/{self.name}/tokens",
+            json={"note": "tests", "expires_in": 7200},
+            headers={"X-XSRFToken": self.session.cookies.get("_xsrf", path="/hub/")},
+            timeout=REQUEST_TIMEOUT,
+        )
+        answer.raise_for_status()
+        self.token = answer.json()["token"]
+        return self
+
+    def logged_in(self) -> bool:
+        """Whether the session's cookie still opens the home page."""
+        return self.get("/hub/home", allow_redirects=False).status_code == 200
+
+    def api(self, method: str, path: str, **options: Any) -> requests.Response:
+        """Ask the hub or the user's server with the token, without cookies."""
+        headers = {"Authorization": f"token {self.token}"}
+        timeout = options.pop("timeout", REQUEST_TIMEOUT)
+        return requests.request(
+            method, f"{self.url}{path}", headers=headers, verify=self.ca, timeout=timeout, **options
+        )
+
+    def model(self) -> dict[str, Any]:
+        """The user as the hub's API shows it."""
+        answer = self.api("GET", f"/hub/api/users/{self.name}")
+        answer.raise_for_status()
+        return answer.json()
+
+    @property
+    def server(self) -> dict[str, Any] | None:
+        """The default server's model, None when it is stopped."""
+        return self.model()["servers"].get("")
+
+    def start(self) -> HubUser:
+        """Start the server unless it runs, and wait until it answers.
+
+        Raises:
+            SpawnFailed: With the messages the user reads on the progress page.
+        """
+        server = self.server
+        if server and server["ready"]:
+            return self
+        answer = self.api("POST", f"/hub/api/users/{self.name}/server", timeout=START_TIMEOUT)
+        if answer.status_code >= 400:
+            raise SpawnFailed(json_message(answer))
+        if answer.status_code == 202:
+            self._follow_progress()
+        wait_for("the server's own API", self._answers, timeout=START_TIMEOUT)
+        return self
+
+    def _follow_progress(self) -> None:
+        """Read the progress events until the server is ready, as the spawn page does."""
+        deadline = time.monotonic() + START_TIMEOUT
+        messages: list[str] = []
+        path = f"/hub/api/users/{self.name}/server/progress"
+        # The stream sends empty lines while nothing happens, so a read always ends.
+        with self.api("GET", path, stream=True) as stream:
+            if stream.status_code == 400:
+                return  # ended meanwhile; whether well is for the caller to see
+            stream.raise_for_status()
+            for line in stream.iter_lines(decode_unicode=True):
+                assert time.monotonic() < deadline, f"the server is not ready: {messages}"
+                if not line.startswith("data:"):
+                    continue
+                event = json.loads(line.removeprefix("data:"))
+                messages.append(event.get("message", ""))
+                if event.get("failed"):
+                    raise SpawnFailed("\n".join(messages))
+                if event.get("ready"):
+                    return
+        raise SpawnFailed("the progress ended without a result:\n" + "\n".join(messages))
+
+    def _answers(self) -> bool:
+        return self.notebook_api("GET", "status").status_code == 200
+
+    def stop(self) -> None:
+        """Stop the server if there is one and wait until it is gone."""
+        answer = self.api("DELETE", f"/hub/api/users/{self.name}/server", timeout=STOP_TIMEOUT)
+        assert answer.status_code in (202, 204, 400), answer.text
+        wait_for("the server's end", lambda: self.server is None, timeout=STOP_TIMEOUT)
+
+    def notebook_api(self, method: str, path: str, **options: Any) -> requests.Response:
+        """Ask the user's own server, through the proxy."""
+        return self.api(method, f"/user/{self.name}/api/{path}", **options)
+
+    def kernel(self) -> Kernel:
+        """Start a Python kernel."""
+        answer = self.notebook_api("POST", "kernels", json={"name": "python3"})
+        answer.raise_for_status()
+        return Kernel(self, answer.json()["id"])
+
+    def run(self, code: str, timeout: float = 90) -> str:
+        """Run code in a kernel of its own and return what it prints.
+
+        Raises:
+            AssertionError: When the code raises.
+        """
+        kernel = self.kernel()
+        try:
+            return kernel.run(code, timeout)
+        finally:
+            kernel.shutdown()
+
+    def json(self, code: str, timeout: float = 90) -> Any:
+        """Run code that prints JSON, and decode it."""
+        return json.loads(self.run(code, timeout))
+
+
+class Kernel:
+    """A running kernel, spoken to over a websocket through edge and proxy."""
+
+    def __init__(self, user: HubUser, identifier: str) -> None:
+        """Remember whose kernel it is; `run` connects."""
+        self.user = user
+        self.id = identifier
+
+    def run(self, code: str, timeout: float = 90) -> str:
+        """Execute code and return what it prints, together with the value of its last line.
+
+        Args:
+            code: Python.
+            timeout: Seconds until the kernel must be idle again.
+
+        Raises:
+            AssertionError: When the code raises, or at the deadline.
+        """
+        address = self.user.url.replace("https:", "wss:", 1)
+        session = uuid.uuid4().hex
+        connection = websocket.create_connection(
+            f"{address}/user/{self.user.name}/api/kernels/{self.id}/channels?session_id={session}",
+            header={"Authorization": f"token {self.user.token}"},
+            sslopt={"ca_certs": self.user.ca, "cert_reqs": ssl.CERT_REQUIRED},
+            timeout=timeout,
+        )
+        try:
+            return self._execute(connection, session, code, timeout)
+        finally:
+            connection.close()
+
+    def _execute(self, connection: websocket.WebSocket, session: str, code: str, timeout: float) -> str:
+        header = {
+            "msg_id": uuid.uuid4().hex,
+            "msg_type": "execute_request",
+            "session": session,
+            "username": self.user.name,
+            "version": "5.3",
+        }
+        content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
+        message = {"header": header, "content": content, "channel": "shell"}
+        connection.send(json.dumps({**message, "parent_header": {}, "metadata": {}, "buffers": []}))
+        deadline = time.monotonic() + timeout
+        printed: list[str] = []
+        replied = idle = False
+        while not (replied and idle):
+            assert time.monotonic() < deadline, f"the kernel still works after {timeout} s: {printed}"
+            try:
+                answer = json.loads(connection.recv())
+            except websocket.WebSocketTimeoutException as error:
+                raise AssertionError(f"the kernel is silent for {timeout} s: {printed}") from error
+            if answer.get("parent_header", {}).get("msg_id") != header["msg_id"]:
+                continue
+            kind, content = answer["msg_type"], answer["content"]
+            if kind == "stream":
+                printed.append(content["text"])
+            elif kind == "execute_result":
+                printed.append(content["data"]["text/plain"])
+            elif kind == "error":
+                raise AssertionError("\n".join(content["traceback"]))
+            elif kind == "execute_reply":
+                replied = True
+            elif kind == "status":
+                idle = content["execution_state"] == "idle"
+        return "".join(printed)
+
+    def shutdown(self) -> None:
+        """End the kernel."""
+        self.user.notebook_api("DELETE", f"kernels/{self.id}")
+
+
+def login_message(page: str) -> str:
+    """What the login page tells the user, empty if nothing."""
+    found = re.search(r'class="[^"]*login_error[^"]*"[^>]*>(.*?)<', page, re.DOTALL)
+    return " ".join(html.unescape(found.group(1)).split()) if found else ""
+
+
+def json_message(answer: requests.Response) -> str:
+    """The message of an API error."""
+    try:
+        return answer.json()["message"]
+    except (ValueError, KeyError):
+        return answer.text

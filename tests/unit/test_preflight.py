@@ -1,0 +1,475 @@
+"""Bad inventories and the sentences they give."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def load(path: pathlib.Path):
+    """Import a plugin by its path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+preflight = load(ROOT / "plugins" / "filter" / "preflight.py")
+
+SPECS = {
+    "hub": {
+        "hub_ldap_servers": {"type": "list", "elements": "str", "default": []},
+        "hub_ldap_tls": {"type": "str", "choices": ["ldaps", "starttls"], "default": "ldaps"},
+        "hub_ldap_ca": {"type": "str", "default": ""},
+        "hub_ldap_bind_dn_template": {"type": "list", "elements": "str", "default": []},
+        "hub_ldap_lookup_dn": {"type": "bool", "default": False},
+        "hub_ldap_search_user": {"type": "str", "default": ""},
+        "hub_ldap_search_password": {"type": "str", "default": ""},
+        "hub_ldap_user_search_base": {"type": "str", "default": ""},
+        "hub_identity": {"type": "str", "choices": ["direct", "root"], "default": "direct"},
+        "hub_named_servers": {"type": "bool", "default": False},
+        "hub_uid": {"type": "int", "default": 991},
+    },
+    "network": {
+        "network_notebook_subnet": {"type": "str", "default": "10.40.0.0/20"},
+        "network_control_subnet": {"type": "str", "default": "10.41.0.0/24"},
+    },
+    "directory": {"directory_users": {"type": "list", "elements": "dict", "default": []}},
+    "lab": {"lab_subnet": {"type": "str", "default": "192.0.2.0/24"}},
+}
+GROUPS = {
+    "managers": ["node1"],
+    "workers": ["node2", "node3"],
+    "swarm": ["node1", "node2", "node3"],
+    "storage": ["node1"],
+    "builder": ["localhost"],
+}
+VARIABLES = {
+    "campus_domain": "hub.example.org",
+    "hub_ldap_servers": ["ldap.example.org"],
+    "hub_ldap_bind_dn_template": ["uid={username},ou=people,dc=example,dc=org"],
+}
+
+
+def problems(variables=None, groups=None, hosts=None, **options) -> list[str]:
+    """Return the problems of the good inventory with some changes."""
+    hostvars = {
+        name: {
+            "inventory_hostname": name,
+            "ansible_host": f"192.0.2.{number}",
+            **VARIABLES,
+            **(variables or {}),
+        }
+        for number, name in enumerate(["node1", "node2", "node3"], 11)
+    }
+    hostvars["localhost"] = {"inventory_hostname": "localhost", **VARIABLES, **(variables or {})}
+    for host, changes in (hosts or {}).items():
+        hostvars.setdefault(host, {"inventory_hostname": host, **VARIABLES}).update(changes)
+    return preflight.preflight_problems(hostvars, {**GROUPS, **(groups or {})}, SPECS, **options)
+
+
+def test_a_good_inventory_has_no_problems():
+    assert problems() == []
+
+
+BAD_GROUPS = {
+    "no manager": (
+        {"managers": [], "swarm": ["node2", "node3"], "storage": ["node2"]},
+        "The group managers has no host: a swarm needs at least one manager.",
+    ),
+    "no storage": (
+        {"storage": []},
+        "The group storage has no host: it takes exactly one, the node that keeps homes and database.",
+    ),
+    "two storage hosts": (
+        {"storage": ["node1", "node2"]},
+        "The group storage has 2 hosts (node1 and node2): it takes exactly one, the node that "
+        "keeps homes and database.",
+    ),
+    "storage outside": (
+        {"storage": ["nas"]},
+        "The storage host nas is in neither managers nor workers: it must be a member of the swarm.",
+    ),
+    "no builder": (
+        {"builder": []},
+        "The group builder has no host: name one that can build images, such as localhost or a manager.",
+    ),
+    "manager and worker": (
+        {"workers": ["node1", "node2", "node3"]},
+        "node1 is in managers and in workers: a node is one of them.",
+    ),
+    "swarm incomplete": (
+        {"swarm": ["node1"]},
+        "The group swarm lacks node2 and node3: make managers and workers its children.",
+    ),
+    "stranger in swarm": (
+        {"workers": ["node2"]},
+        "The group swarm has node3, in neither managers nor workers.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("groups", "sentence"), BAD_GROUPS.values(), ids=BAD_GROUPS)
+def test_groups(groups, sentence):
+    # A host outside has an address of its own, so that there is one problem.
+    assert problems(groups=groups, hosts={"nas": {"ansible_host": "192.0.2.99"}}) == [sentence]
+
+
+def test_missing_groups_are_empty_groups():
+    hostvars = {"node1": {"ansible_host": "192.0.2.1"}}
+    sentences = preflight.preflight_problems(hostvars, {"all": ["node1"]}, SPECS)
+    assert [sentence.split(" has")[0] for sentence in sentences[:3]] == [
+        "The group managers",
+        "The group storage",
+        "The group builder",
+    ]
+
+
+BAD_VARIABLES = {
+    "typo": (
+        {"hub_ldapp_servers": []},
+        "hub_ldapp_servers is not a variable of the role hub; did you mean hub_ldap_servers?",
+    ),
+    "unknown": (
+        {"network_wifi": 1},
+        "network_wifi is not a variable of the role network; a variable of your own takes a name "
+        "that does not begin with network_.",
+    ),
+    "boolean as text": (
+        {"hub_named_servers": "no"},
+        "hub_named_servers is the text 'no': write true or false without quotes, in a YAML file.",
+    ),
+    "text for a number": ({"hub_uid": "many"}, "hub_uid is 'many', which is no int."),
+    "dictionary for a list": (
+        {"hub_ldap_servers": {"a": 1}},
+        "hub_ldap_servers is {'a': 1}, which is no list.",
+    ),
+    "text in a list": ({"directory_users": ["alice"]}, "directory_users has an element that is no dict."),
+    "unknown value": (
+        {"hub_identity": "rot"},
+        "value of hub_identity must be one of: direct, root, got: rot.",
+    ),
+    "tls off": (
+        {"hub_ldap_tls": "none"},
+        "value of hub_ldap_tls must be one of: ldaps, starttls, got: none.",
+    ),
+    "placeholder": (
+        {"hub_ldap_search_password": "CHANGE_ME"},
+        "hub_ldap_search_password still is a placeholder: give it a value of your own.",
+    ),
+    "placeholder in a text": (
+        {"campus_domain": "changeme.example.org"},
+        "campus_domain still is a placeholder: give it a value of your own.",
+    ),
+    "example password": (
+        {"site_backup_password": "example password"},
+        "site_backup_password still is a placeholder: give it a value of your own.",
+    ),
+    "nested placeholder": (
+        {"directory_users": [{"name": "alice", "password": "changeme"}]},
+        "directory_users[0].password still is a placeholder: give it a value of your own.",
+    ),
+    "short password": (
+        {"hub_ldap_search_password": "abc"},
+        "hub_ldap_search_password is shorter than 8 characters.",
+    ),
+    "plain LDAP": (
+        {"hub_ldap_servers": ["ldap://ldap.example.org"]},
+        "hub_ldap_servers has 'ldap://ldap.example.org', which would send passwords in the "
+        "clear: write ldaps://, "
+        "or set hub_ldap_tls to starttls.",
+    ),
+    "web address": (
+        {"hub_ldap_servers": ["https://ldap.example.org"]},
+        "hub_ldap_servers has 'https://ldap.example.org': a host name, ldaps:// or ldap:// with StartTLS.",
+    ),
+    "ldaps and StartTLS": (
+        {"hub_ldap_servers": ["ldaps://ldap.example.org"], "hub_ldap_tls": "starttls"},
+        "hub_ldap_servers has 'ldaps://ldap.example.org' and hub_ldap_tls is starttls: choose one.",
+    ),
+    "no host": ({"hub_ldap_servers": ["ldaps://"]}, "hub_ldap_servers has 'ldaps://', which names no host."),
+    "template without name": (
+        {"hub_ldap_bind_dn_template": ["uid=%s,dc=example"]},
+        "hub_ldap_bind_dn_template has 'uid=%s,dc=example': it takes {username}, and nothing else in braces.",
+    ),
+    "template with another name": (
+        {"hub_ldap_bind_dn_template": ["uid={user},dc=example"]},
+        "hub_ldap_bind_dn_template has 'uid={user},dc=example': it takes {username}, and nothing "
+        "else in braces.",
+    ),
+    "no way to log in": (
+        {"hub_ldap_bind_dn_template": []},
+        "Nobody could log in: set hub_ldap_bind_dn_template, or hub_ldap_lookup_dn with "
+        "hub_ldap_user_search_base.",
+    ),
+    "search without base": (
+        {"hub_ldap_lookup_dn": True},
+        "hub_ldap_lookup_dn is on, but hub_ldap_user_search_base does not say where to search.",
+    ),
+    "search without password": (
+        {
+            "hub_ldap_lookup_dn": True,
+            "hub_ldap_user_search_base": "dc=example",
+            "hub_ldap_search_user": "cn=hub",
+        },
+        "hub_ldap_search_user is set without hub_ldap_search_password.",
+    ),
+    "name of a CA file": (
+        {"hub_ldap_ca": "/etc/ssl/ca.pem"},
+        "hub_ldap_ca is no certificate: it takes the content of a PEM file, not its name.",
+    ),
+    "subnet of the nodes": (
+        {"network_notebook_subnet": "192.0.2.0/24"},
+        "network_notebook_subnet 192.0.2.0/24 overlaps the nodes' own network: node1, node2 and node3 "
+        "(192.0.2.11, 192.0.2.12 and 192.0.2.13) would be lost in it.",
+    ),
+    "overlapping subnets": (
+        {"network_notebook_subnet": "10.41.0.0/16"},
+        "network_control_subnet 10.41.0.0/24 and network_notebook_subnet 10.41.0.0/16 overlap: "
+        "give each network a range of its own.",
+    ),
+    "no subnet": (
+        {"network_control_subnet": "10.41.0.1/24"},
+        "network_control_subnet is no subnet: 10.41.0.1/24 has host bits set.",
+    ),
+    "long domain": (
+        {"campus_domain": f"{'a' * 60}.example.org"},
+        "campus_domain has 72 characters: a certificate's common name takes 64.",
+    ),
+    "domain with scheme": (
+        {"campus_domain": "https://hub.example.org"},
+        "campus_domain is 'https://hub.example.org', which is no host name: give the name alone, "
+        "without https:// or a path.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("variables", "sentence"), BAD_VARIABLES.values(), ids=BAD_VARIABLES)
+def test_variables(variables, sentence):
+    assert problems(variables) == [sentence]
+
+
+BAD_HOSTS = {
+    "same address": (
+        {"node3": {"ansible_host": "192.0.2.11"}},
+        "node1 and node3 have the same address, 192.0.2.11.",
+    ),
+    "name for an address": (
+        {"node2": {"ansible_host": "node2.example.org"}},
+        "The address of node2 is 'node2.example.org': set swarm_address to the IP address that "
+        "the other nodes use.",
+    ),
+    "loopback": (
+        {"node2": {"swarm_address": "127.0.0.1"}},
+        "The address of node2 is 127.0.0.1, which other nodes cannot reach: set swarm_address.",
+    ),
+    "one host's value": (
+        {"node2": {"hub_named_servers": "yes"}},
+        "hub_named_servers is the text 'yes': write true or false without quotes, in a YAML file (of node2).",
+    ),
+}
+
+
+@pytest.mark.parametrize(("hosts", "sentence"), BAD_HOSTS.values(), ids=BAD_HOSTS)
+def test_hosts(hosts, sentence):
+    assert problems(hosts=hosts) == [sentence]
+
+
+def test_a_name_that_is_no_host_name():
+    groups = copy.deepcopy(GROUPS)
+    groups["workers"].append("node_4")
+    groups["swarm"].append("node_4")
+    found = problems(groups=groups, hosts={"node_4": {"ansible_host": "192.0.2.14"}})
+    assert found == ["'node_4' cannot be the name of a node: letters, digits, hyphens and dots only."]
+
+
+def test_renamed_variables_tell_their_new_name():
+    found = problems({"hub_ldap_url": "x"}, renamed={"hub_ldap_url": "use hub_ldap_servers"})
+    assert found == ["hub_ldap_url is no longer a variable: use hub_ldap_servers."]
+
+
+def test_known_names_are_left_alone():
+    assert problems({"hub_colour": "red"}, known=["hub_colour"]) == []
+
+
+GOOD_VARIABLES = {
+    "search": {
+        "hub_ldap_bind_dn_template": [],
+        "hub_ldap_lookup_dn": True,
+        "hub_ldap_user_search_base": "dc=example",
+        "hub_ldap_search_user": "cn=hub",
+        "hub_ldap_search_password": "passwordless-not",
+    },
+    "StartTLS": {"hub_ldap_servers": ["ldap://ldap.example.org:1389", "other"], "hub_ldap_tls": "starttls"},
+    "IPv6 server": {"hub_ldap_servers": ["ldaps://[2001:db8::1]:636"]},
+    "lab password": {"directory_users": [{"name": "alice", "password": "alice-lab-password"}]},
+    "other names": {"ansible_user": "admin", "docker_notes": "own", "hubble": 1},
+    "number as text": {"hub_uid": "991"},
+    "no password": {"hub_ldap_search_password": ""},
+}
+
+
+@pytest.mark.parametrize("variables", GOOD_VARIABLES.values(), ids=GOOD_VARIABLES)
+def test_no_false_alarm(variables):
+    assert problems(variables) == []
+
+
+def test_a_template_that_cannot_be_evaluated_yet_is_no_problem():
+    class Later(dict):
+        def __getitem__(self, name):
+            if name == "hub_ldap_ca":
+                raise RuntimeError("the file is not there yet")
+            return super().__getitem__(name)
+
+    hostvars = {
+        name: Later(VARIABLES, ansible_host=f"192.0.2.{n}", hub_ldap_ca="")
+        for n, name in enumerate(GROUPS["swarm"], 1)
+    }
+    assert preflight.preflight_problems(hostvars, {**GROUPS, "builder": ["node1"]}, SPECS) == []
+
+
+def test_passwords_are_never_repeated():
+    found = problems({"hub_ldap_search_password": ["s3cret"], "site_password": "changeme"})
+    assert found
+    assert "s3cret" not in str(found)
+    assert "changeme" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (1, None),
+        (2, "survive the loss of neither"),
+        (3, None),
+        (4, "4 managers survive the loss of 1, as 3 do"),
+        (5, None),
+    ],
+)
+def test_warnings(count, words):
+    found = preflight.preflight_warnings({"managers": [f"node{n}" for n in range(count)]})
+    assert (words in found[0]) if words else found == []
+
+
+def result(**changes) -> dict:
+    """Return what a healthy node reports."""
+    return {"problems": [], "clock_offset": 0.5, "hostname": "a", "machine_id": "", **changes}
+
+
+def test_healthy_nodes():
+    results = {"node1": result(), "node2": result(hostname="b", clock_offset=2.0)}
+    assert preflight.preflight_node_problems(results, 15) == []
+
+
+def test_node_problems_are_put_together():
+    results = {
+        "node1": result(problems=["has no disk."], clock_offset=90, machine_id="x"),
+        "node2": result(hostname="b", machine_id="y"),
+        "node3": result(hostname="b", machine_id="y"),
+        "node4": {
+            "rc": 127,
+            "module_stderr": "/bin/sh: 1: /usr/bin/python3: not found\n",
+            "msg": "see stderr",
+        },
+        "node5": {"unreachable": True, "msg": "Task failed: Connection timed out"},
+    }
+    assert preflight.preflight_node_problems(results, 15) == [
+        "node1: has no disk.",
+        "node4: could not be examined (is python3 installed?): /bin/sh: 1: /usr/bin/python3: not found",
+        "node5: cannot be reached by SSH: Connection timed out",
+        "The clock of node1 is 90 s ahead of node2's: keep them by NTP (at most 15 s apart).",
+        "node2 and node3 all call themselves b: give each node a host name of its own.",
+        "node2 and node3 have the same /etc/machine-id, or are the same machine: cloned nodes "
+        "need a new one.",
+    ]
+
+
+def test_specs_of_the_collection_are_read():
+    specs = preflight.preflight_specs(str(ROOT / "roles"))
+    assert "preflight_memory_mb" in specs["preflight"]
+
+
+INVENTORY = {
+    "all": {
+        "children": {
+            "swarm": {
+                "children": {
+                    "managers": {"hosts": {"node1": {"ansible_host": "192.0.2.1"}}},
+                    "workers": {"hosts": {}},
+                }
+            },
+            "storage": {"hosts": {"node1": {}}},
+            "builder": {"hosts": {"localhost": {"ansible_connection": "local"}}},
+        }
+    }
+}
+PLAYBOOK = [
+    {
+        "hosts": "swarm",
+        "gather_facts": False,
+        "tasks": [{"ansible.builtin.import_role": {"name": "campus.jupyterhub.preflight"}}],
+    }
+]
+
+
+def play(directory: pathlib.Path, inventory: dict, variables: dict) -> subprocess.CompletedProcess:
+    """Run the role on an inventory whose nodes do not exist."""
+    (directory / "group_vars").mkdir()
+    (directory / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    (directory / "group_vars" / "all.yml").write_text(yaml.safe_dump(variables))
+    (directory / "play.yml").write_text(yaml.safe_dump(PLAYBOOK))
+    command = [
+        pathlib.Path(sys.executable).with_name("ansible-playbook"),
+        "-i",
+        directory / "hosts.yml",
+        directory / "play.yml",
+    ]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+PLAYS = {
+    "variables": (
+        lambda inventory: None,
+        {"preflight_memroy_mb": 1, "certificates_days": "many", "site_password": "changeme"},
+        [
+            "preflight_memroy_mb is not a variable of the role preflight (",
+            "did you mean preflight_memory_mb?",
+            "group_vars/all.yml:",
+            "certificates_days is 'many', which is no int",
+            "site_password still is a placeholder",
+        ],
+    ),
+    "no manager": (
+        lambda inventory: inventory["all"]["children"]["swarm"]["children"].update(
+            managers={"hosts": {}}, workers={"hosts": {"node1": {"ansible_host": "192.0.2.1"}}}
+        ),
+        {},
+        ["The group managers has no host"],
+    ),
+    "storage outside": (
+        lambda inventory: inventory["all"]["children"].update(
+            storage={"hosts": {"nas": {"ansible_host": "192.0.2.9"}}}
+        ),
+        {},
+        ["The storage host nas is in neither managers nor workers"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "variables", "sentences"), PLAYS.values(), ids=PLAYS)
+def test_a_play_stops_before_it_touches_a_node(tmp_path, change, variables, sentences):
+    inventory = copy.deepcopy(INVENTORY)
+    change(inventory)
+    done = play(tmp_path, inventory, variables)
+    assert done.returncode != 0
+    assert "Examine the node" not in done.stdout
+    text = " ".join(done.stdout.split())
+    assert [sentence for sentence in sentences if sentence not in text] == []
+    assert "changeme" not in text
