@@ -1112,18 +1112,19 @@ class NfsSwarmSpawner(SwarmSpawner):
         lock = self.start_lock
         async with lock:
             self._starting, self._begun, self._stages = True, time.monotonic(), []
+            self._creating = None
             try:
                 # the hub's own deadline knows no reason
                 async with asyncio.timeout(max(1, self.start_timeout - 2)):
                     return await self.start_service()
             except asyncio.CancelledError:
                 # The hub waits one second before it calls stop(), which settles this
-                self._cleanup = asyncio.ensure_future(self.discard())
+                self._cleanup = asyncio.ensure_future(self.discard(self.object_name, self._creating))
                 raise
             except Exception as error:
                 failure = self.explain(error)
                 self.log.error("Start of %s failed: %s", self._log_name, failure.log_message)
-                self._cleanup = asyncio.ensure_future(self.discard())
+                self._cleanup = asyncio.ensure_future(self.discard(self.object_name, self._creating))
                 await self.settle()
                 raise failure from (error if failure is not error else None)
             finally:
@@ -1285,18 +1286,22 @@ class NfsSwarmSpawner(SwarmSpawner):
             failure.message = failure.jupyterhub_message = f"{failure.jupyterhub_message} {self.support_hint}"
         return failure
 
-    async def discard(self):
-        """Remove the service of a start that ended without success, even one that Docker is just making."""
-        if self._creating is not None:
-            await asyncio.wait([self._creating])
-            if not self._creating.cancelled():
-                self._creating.exception()
-            self._creating = None
+    async def discard(self, name, creating):
+        """Remove the service of a start that ended without success, even one that Docker is just making.
+
+        Args:
+            name: the service. One that has taken its place meanwhile is not this start's to remove.
+            creating: the call that makes it, or None if that was not begun.
+        """
+        if creating is None:
+            return
+        # an answer that was lost leaves a service, too
+        await asyncio.wait([creating])
         try:
-            await self.remove_services()
+            await self.remove_service(name)
         except (DockerException, RequestException) as error:
             # found by its labels when Docker answers again
-            self.log.warning("Service of %s is left over: %s", self._log_name, error)
+            self.log.warning("Service %s is left over: %s", name, error)
 
     async def settle(self):
         """Wait until the removal after an earlier start is through."""
@@ -1390,11 +1395,12 @@ class NfsSwarmSpawner(SwarmSpawner):
         try:
             if not self.object_name:
                 # never started, or by a hub that was interrupted before it could know: begin anew
-                await self.remove_services()
+                if not self.start_lock.locked():
+                    await self.remove_services()
                 return 0
             task = await self.get_task()
             if task is None:
-                await self.remove_services()
+                await self.remove_object()
                 return 0
             lost = not task_ended(task) and (task_unwanted(task) or await self.node_down(task))
             if not task_ended(task) and not lost:
@@ -1403,7 +1409,7 @@ class NfsSwarmSpawner(SwarmSpawner):
             sentence = f"node {node} was lost" if lost else explain_task(task, f"node {node}")[1]
             self.log.warning("Server of %s is gone: %s", self._log_name, sentence)
             # the hub does not call stop() for a server that is not running
-            await self.remove_services()
+            await self.remove_object()
         except (DockerException, RequestException) as error:
             # A route that is taken away from a server that runs costs its user more than one that stays
             self.log.warning("Docker does not say whether the server of %s runs: %s", self._log_name, error)

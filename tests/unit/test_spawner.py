@@ -1,0 +1,961 @@
+"""The spawner against a Docker of its own: answers as an engine gave them, shortened to what matters."""
+
+import asyncio
+import itertools
+import json
+import re
+from types import SimpleNamespace
+
+import docker.errors
+import pytest
+import requests
+import spawner as module
+from hypothesis import given
+from hypothesis import strategies as st
+from spawner import LABEL, NAME_MAX, NO_STORAGE, NfsSwarmSpawner, SpawnFailed
+from tornado.httpclient import HTTPClientError, HTTPResponse
+from traitlets import TraitError
+
+ACCOUNT = {
+    "username": "alice",
+    "account": "alice",
+    "uid": 100000,
+    "gid": 100000,
+    "groups": {"students": 20001, "course-logic": 20003},
+    "home": "/homes/alice",
+}
+RUNNING = {"State": "running", "ContainerStatus": {"ExitCode": 0}}
+START = [{"State": state} for state in ("new", "pending", "assigned", "preparing", "starting")]
+MOUNT_ERR = (
+    "starting container failed: error while mounting volume '/var/lib/docker/volumes/v/_data': failed to "
+    "mount local volume: mount :/homes/alice:/var/lib/docker/volumes/v/_data, data: addr=192.0.2.1: "
+)
+EXEC_ERR = (
+    "starting container failed: failed to create shim task: OCI runtime create failed: runc create failed: "
+    'unable to start container process: exec: "nocommand": executable file not found in $PATH: unknown'
+)
+
+
+def api_error(status, text):
+    response = requests.Response()
+    response.status_code = status
+    return docker.errors.APIError("", response, text)
+
+
+class FakeDocker:
+    """As much of docker-py's APIClient as the spawner uses.
+
+    A new service's task goes through `script`, one status per look; the last one stays. A removed service's
+    task stays for `ending` looks.
+    """
+
+    def __init__(self, script=(*START, RUNNING), ending=2):
+        """See the class."""
+        self.script, self.ending = list(script), ending
+        self.live, self.going, self.calls, self.specs = {}, {}, [], []
+        self.node = {"Description": {"Hostname": "node3"}, "Status": {"State": "ready"}}
+        self.errors = {}
+        self.log = b"ModuleNotFoundError: No module named 'jupyterhub'\n"
+        self.ids = itertools.count(1)
+        self.most = 0
+
+    def call(self, method):
+        """Note a call, and fail if it has to."""
+        self.calls.append(method)
+        if method in self.errors:
+            raise self.errors[method]
+
+    def create_service(self, **spec):
+        """POST /services/create."""
+        self.call("create_service")
+        self.specs.append(spec)
+        service_id = f"service{next(self.ids)}"
+        self.live[service_id] = {"spec": spec, "script": iter(self.script), "last": {"State": "new"}}
+        self.most = max(self.most, len(self.live) + len(self.going))
+        return {"ID": service_id}
+
+    def services(self, filters):
+        """GET /services."""
+        self.call("services")
+        return [
+            {"ID": service_id, "Spec": {"Name": service["spec"]["name"]}}
+            for service_id, service in self.live.items()
+            if self.matches(service, filters["label"])
+        ]
+
+    def find(self, name):
+        """The ID of a service by ID or name, as the engine takes both."""
+        return next((key for key, one in self.live.items() if name in {key, one["spec"]["name"]}), name)
+
+    def remove_service(self, service_id):
+        """DELETE /services/{id}."""
+        self.call("remove_service")
+        service_id = self.find(service_id)
+        if service_id not in self.live:
+            raise api_error(404, f"service {service_id} not found")
+        service = self.live.pop(service_id)
+        if not module.task_ended({"Status": service["last"]}):
+            self.going[service_id] = {**service, "left": self.ending}
+
+    def tasks(self, filters):
+        """GET /tasks: a service's own, or by label those whose service is gone."""
+        self.call("tasks")
+        if "service" in filters:
+            service_id = self.find(filters["service"])
+            if service_id not in self.live:
+                raise api_error(404, f"service {service_id} not found")
+            service = self.live[service_id]
+            service["last"] = next(service["script"], service["last"])
+            return [self.task(service)]
+        answer = []
+        for service_id, service in list(self.going.items()):
+            if not self.matches(service, filters["label"]):
+                continue
+            service["left"] -= 1
+            if service["left"] < 0:
+                del self.going[service_id]
+            else:
+                answer.append(self.task(service, "remove"))
+        return answer
+
+    def task(self, service, desired="running"):
+        """One task."""
+        status = dict(service["last"])
+        return {
+            "CreatedAt": "2026-01-01T00:00:00Z",
+            "NodeID": "" if status["State"] in {"new", "pending"} else "nodeid3",
+            "DesiredState": status.pop("Desired", desired),
+            "Status": status,
+        }
+
+    def inspect_node(self, node_id):
+        """GET /nodes/{id}."""
+        self.call("inspect_node")
+        return self.node
+
+    def service_logs(self, service, **kwargs):
+        """GET /services/{id}/logs."""
+        self.call("service_logs")
+        return iter([self.log])
+
+    @staticmethod
+    def matches(service, label):
+        """Whether a service has a label."""
+        key, _, value = label.partition("=")
+        return service["spec"]["labels"].get(key) == value
+
+
+class User(SimpleNamespace):
+    """As much of JupyterHub's user as the spawner uses."""
+
+    auth_state = None
+
+    async def get_auth_state(self):
+        """As the hub's."""
+        return self.auth_state
+
+
+def make(name="alice", groups=("students",), server="", auth_state=None, account=ACCOUNT, **traits):
+    """A spawner that is not connected to anything."""
+    user = User(
+        name=name,
+        url=f"/user/{name}",
+        escaped_name=name,
+        groups=[SimpleNamespace(name=group) for group in groups],
+        auth_state=auth_state,
+    )
+    hub = SimpleNamespace(public_host="", api_url="http://127.0.0.1:8081/hub/api", base_url="/hub/")
+    settings = {
+        "image": "registry.example:5000/notebook@sha256:0",
+        "nfs_server": "192.0.2.1",
+        "network_name": "notebooks",
+        "accounts_token": "t0ken",
+        "storage_groups": ["students", "teachers", "course-*"],
+        "hub_connect_url": "http://hub:8081",
+        "task_poll_interval": 0.01,
+        "task_poll_maximum": 0.01,
+        "patience": 0.05,
+        "wait_for_server": False,
+        **traits,
+    }
+    spawner = Spawner(user=user, hub=hub, orm_spawner=None, **settings)
+    spawner.server_name = server
+    spawner.answer = account
+    spawner.user_options = {}
+    spawner.oauth_client_id = "client"
+    return spawner
+
+
+class Spawner(NfsSwarmSpawner):
+    """With the account service's answers at hand instead of HTTP."""
+
+    server_name = ""
+    answer = None
+
+    @property
+    def name(self):
+        """The server's name, without a database."""
+        return self.server_name
+
+    async def fetch_accounts(self, method, path, body=None):
+        """Answer from memory."""
+        self.asked = (method, path, body)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return json.dumps(self.answer).encode()
+
+
+@pytest.fixture
+def swarm():
+    """A fresh Docker behind all spawners of a test."""
+    Spawner._client = FakeDocker()
+    Spawner._nodes = {}
+    yield Spawner._client
+    Spawner._client = None
+
+
+async def spec_of(spawner):
+    spawner.account = spawner.check_account(json.dumps(spawner.answer))
+    spawner.start_id, spawner.object_name = "0123abcd", spawner.make_service_name("0123abcd")
+    spawner.image = spawner.choose_image()
+    return json.loads(json.dumps(await spawner.service_spec()))
+
+
+def get(spec, path):
+    for key in path.split("."):
+        spec = spec[int(key)] if key.isdigit() else spec[key]
+    return spec
+
+
+CONTAINER = "task_template.ContainerSpec."
+
+
+# --- the service's spec ---
+
+
+@pytest.mark.parametrize(
+    ("traits", "expected"),
+    [
+        (
+            {},
+            {
+                CONTAINER + "User": "100000:100000",
+                CONTAINER + "Groups": ["990", "20001", "20003"],
+                CONTAINER + "CapabilityDrop": ["ALL"],
+                CONTAINER + "Privileges": {"NoNewPrivileges": True},
+                CONTAINER + "Init": True,
+                CONTAINER + "ReadOnly": False,
+                CONTAINER + "Dir": "/",
+                CONTAINER + "Args": ["jupyterhub-singleuser"],
+                CONTAINER + "Command": None,
+                CONTAINER + "StopGracePeriod": 10_000_000_000,
+                "task_template.Networks": [{"Target": "notebooks"}],
+                "task_template.RestartPolicy.Condition": "none",
+                "endpoint_spec": {"Mode": "dnsrr"},
+                "mode": "replicated",
+            },
+        ),
+        (
+            {"identity": "root"},
+            {
+                CONTAINER + "User": "0:0",
+                CONTAINER + "CapabilityDrop": ["ALL"],
+                CONTAINER + "Dir": "/",
+            },
+        ),
+        ({"build_group_gid": 100}, {CONTAINER + "Groups": ["100", "20001", "20003"]}),
+        ({"build_group_gid": -1}, {CONTAINER + "Groups": ["20001", "20003"]}),
+        (
+            {"read_only_rootfs": True},
+            {
+                CONTAINER + "ReadOnly": True,
+                CONTAINER + "Mounts.1.Target": "/run",
+                CONTAINER + "Mounts.1.TmpfsOptions": {"SizeBytes": 16 * 2**20, "Mode": 0o1777},
+                CONTAINER + "Mounts.3.Target": "/var/lib/extrausers",
+            },
+        ),
+        (
+            {"mem_limit": "1G", "mem_guarantee": "256M", "cpu_limit": 1.5, "cpu_guarantee": 0.1},
+            {
+                "task_template.Resources": {
+                    "Limits": {"MemoryBytes": 2**30, "NanoCPUs": 1_500_000_000},
+                    "Reservations": {"MemoryBytes": 2**28, "NanoCPUs": 100_000_000},
+                }
+            },
+        ),
+        ({"pids_limit": 300}, {"task_template.Resources": {"Limits": {"Pids": 300}}}),
+        (
+            {"generic_resources": {"gpu": 1}},
+            {
+                "task_template.Resources.Reservations.GenericResources": [
+                    {"DiscreteResourceSpec": {"Kind": "gpu", "Value": 1}}
+                ]
+            },
+        ),
+        (
+            {
+                "placement_constraints": ["node.labels.notebooks==true"],
+                "placement_preferences": ["node.labels.rack"],
+            },
+            {
+                "task_template.Placement.Constraints": ["node.labels.notebooks==true"],
+                "task_template.Placement.Preferences": [{"Spread": {"SpreadDescriptor": "node.labels.rack"}}],
+            },
+        ),
+        (
+            {"log_driver": "local", "log_options": {"max-size": "5m"}},
+            {"task_template.LogDriver": {"Name": "local", "Options": {"max-size": "5m"}}},
+        ),
+        ({"args": ["--debug"]}, {CONTAINER + "Args": ["jupyterhub-singleuser", "--debug"]}),
+        ({"extra_container_spec": {"hostname": "lab"}}, {CONTAINER + "Hostname": "lab"}),
+        ({"no_new_privileges": False, "init": False}, {CONTAINER + "Init": False}),
+        (
+            {"role_images": {"teachers": "teacher:1", "students": "student:1"}},
+            {CONTAINER + "Image": "student:1"},
+        ),
+    ],
+)
+async def test_service_spec(traits, expected):
+    spec = await spec_of(make(**traits))
+    for path, value in expected.items():
+        assert get(spec, path) == value, path
+
+
+async def test_root_keeps_only_what_changing_users_needs():
+    spec = await spec_of(make(identity="root"))
+    kept = set(spec["task_template"]["ContainerSpec"]["CapabilityAdd"])
+    assert {"CAP_SETUID", "CAP_SETGID", "CAP_KILL"} <= kept
+    assert not kept & {"CAP_SYS_ADMIN", "CAP_NET_RAW", "CAP_MKNOD", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT"}
+
+
+async def test_home_is_an_nfs_volume_with_its_options_in_its_name():
+    spec = await spec_of(make())
+    (home,) = spec["task_template"]["ContainerSpec"]["Mounts"]
+    options = home["VolumeOptions"]["DriverConfig"]["Options"]
+    assert home["Target"] == "/home/alice"
+    assert home["Type"] == "volume"
+    assert home["ReadOnly"] is False
+    assert home["VolumeOptions"]["NoCopy"] is True
+    assert options["type"] == "nfs4"
+    assert options["device"] == ":/homes/alice"
+    assert options["o"].startswith("addr=192.0.2.1,nfsvers=4.2,hard")
+    assert re.fullmatch(r"jupyter-home-alice-[0-9a-f]{12}", home["Source"])
+
+    async def source(**traits):
+        return (await spec_of(make(**traits)))["task_template"]["ContainerSpec"]["Mounts"][0]["Source"]
+
+    assert await source() == home["Source"]
+    assert await source(nfs_server="192.0.2.2") != home["Source"]
+    assert await source(nfs_options="nfsvers=4.1,hard") != home["Source"]
+
+
+async def test_further_mounts_by_group():
+    mounts = [
+        {"name": "exchange", "device": ":/exchange", "target": "/srv/exchange"},
+        {
+            "name": "{group}",
+            "device": ":/courses/{group}",
+            "target": "/courses/{group}",
+            "groups": ["course-*"],
+            "read_only": True,
+        },
+    ]
+    spawner = make(groups=["students", "course-logic", "course-art"], nfs_mounts=mounts)
+    made = (await spec_of(spawner))["task_template"]["ContainerSpec"]["Mounts"]
+    assert [(mount["Target"], mount["ReadOnly"]) for mount in made] == [
+        ("/home/alice", False),
+        ("/srv/exchange", False),
+        ("/courses/course-art", True),
+        ("/courses/course-logic", True),
+    ]
+    outside = make(groups=["course-/../../homes/bob"], nfs_mounts=mounts)
+    with pytest.raises(SpawnFailed, match="cannot have a directory"):
+        await spec_of(outside)
+
+
+@pytest.mark.parametrize(
+    "traits",
+    [
+        {"umask": "rwx"},
+        {"umask": "99"},
+        {"identity": "sudo"},
+        {"nfs_mounts": [{"name": "x", "device": ":/x"}]},
+        {"nfs_mounts": [{"name": "x", "device": ":/x", "target": "/x", "readonly": True}]},
+    ],
+)
+def test_bad_configuration_is_refused(traits):
+    with pytest.raises(TraitError):
+        make(**traits)
+
+
+async def test_environment():
+    spawner = make(environment={"NB_UMASK": "077"})
+    spec = await spec_of(spawner)
+    env = dict(pair.split("=", 1) for pair in spec["task_template"]["ContainerSpec"]["Env"])
+    assert env["JUPYTERHUB_API_URL"] == "http://hub:8081/hub/api"
+    assert env["JUPYTERHUB_ACTIVITY_URL"].startswith("http://hub:8081/")
+    assert env["HOME"] == env["JUPYTERHUB_ROOT_DIR"] == "/home/alice"
+    assert (env["NB_USER"], env["NB_UID"], env["NB_GID"], env["NB_GROUP"]) == (
+        "alice",
+        "100000",
+        "100000",
+        "alice",
+    )
+    assert env["NB_GROUPS"] == "course-logic:20003,students:20001"
+    assert env["NB_UMASK"] == "077", "the administrator's own environment comes first"
+    assert "t0ken" not in json.dumps(spec)
+
+
+async def test_environment_refuses_what_no_process_can_be_given():
+    with pytest.raises(SpawnFailed, match="NOTE"):
+        await spec_of(make(environment={"NOTE": "a\0b"}))
+
+
+async def test_primary_group_of_a_role():
+    spec = await spec_of(make(account={**ACCOUNT, "gid": 20001}))
+    assert get(spec, CONTAINER + "User") == "100000:20001"
+    assert get(spec, CONTAINER + "Groups") == ["990", "20003"]
+    assert "NB_GROUP=students" in get(spec, CONTAINER + "Env")
+
+
+# --- names ---
+
+HARD_NAMES = [
+    "o'brien",
+    "Jörg",
+    "a.b+c@example.org",
+    "x" * 300,
+    "../../etc",
+    "-rf",
+    "root",
+    "12345",
+    "",
+    "李",
+    "\n\x1b",
+]
+
+
+@given(
+    st.one_of(st.text(max_size=400), st.sampled_from(HARD_NAMES)), st.text(max_size=80), st.text(max_size=40)
+)
+def test_service_names_are_dns_labels(user, server, prefix):
+    spawner = make(name=user, server=server, prefix=prefix)
+    name = spawner.make_service_name("0123abcd")
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name)
+    assert len(name) <= NAME_MAX
+    assert name.endswith(f"{spawner.server_key[:8]}-0123abcd")
+
+
+@given(st.lists(st.tuples(st.text(max_size=20), st.text(max_size=20)), min_size=2, max_size=2, unique=True))
+def test_two_servers_never_share_a_key(pair):
+    one, two = (make(name=user, server=server) for user, server in pair)
+    assert one.server_key != two.server_key
+    assert one.make_service_name("0") != two.make_service_name("0")
+
+
+def test_similar_names_stay_apart():
+    pairs = [("a", "b-c"), ("a-b", "c"), ("a--b", "c"), ("A", "b-c"), ("ä", ""), ("a", "")]
+    assert len({make(name=user, server=server).server_key for user, server in pairs}) == len(pairs)
+
+
+@given(st.text(max_size=60), st.dictionaries(st.sampled_from(["type", "o", "device"]), st.text(max_size=40)))
+def test_volume_names(readable, options):
+    name = make().volume_name(readable, options)
+    assert re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", name)
+    assert len(name) <= NAME_MAX
+
+
+@given(st.text(max_size=60))
+def test_labels_hold_nothing_that_a_terminal_obeys(user):
+    labels = make(name=user).labels
+    assert all(value.isprintable() for value in labels.values())
+    assert labels[LABEL + "key"], "an empty value would match every server"
+
+
+# --- the account ---
+
+
+async def test_account_is_asked_for_with_storage_groups_and_directory_ids():
+    spawner = make(
+        name="a/b?c",
+        groups=["students", "hub-admins", "course-logic"],
+        auth_state={"uid": 5003, "gid": 5003, "ldap_groups": []},
+    )
+    await spawner.get_account()
+    assert spawner.asked == (
+        "PUT",
+        "/accounts/a%2Fb%3Fc",
+        {"groups": ["course-logic", "students"], "uid": 5003, "gid": 5003},
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "auth_state", "ids"),
+    [
+        ("never", {"uid": 5003, "gid": 5003}, {}),
+        ("if-present", None, {}),
+        ("if-present", {"uid": 5003}, {"uid": 5003}),
+        ("if-present", {"uid": "5003"}, {}),
+        ("required", {"uid": 5003, "gid": 5004}, {"uid": 5003, "gid": 5004}),
+        ("required", {"uid": 5003}, None),
+        ("required", None, None),
+    ],
+)
+async def test_directory_ids(mode, auth_state, ids):
+    spawner = make(directory_ids=mode, auth_state=auth_state)
+    if ids is None:
+        with pytest.raises(SpawnFailed, match="directory entry"):
+            await spawner.get_directory_ids()
+    else:
+        assert await spawner.get_directory_ids() == ids
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"uid": 0},
+        {"gid": 0},
+        {"uid": 999},
+        {"uid": 2**32 - 1},
+        {"uid": "100000"},
+        {"uid": True},
+        {"uid": None},
+        {"groups": {"wheel": 0}},
+        {"groups": ["students"]},
+        {"account": "../bob"},
+        {"account": "-rf"},
+        {"account": ""},
+        {"home": "/homes/../etc"},
+        {"home": "homes/alice"},
+        {"home": "/homes/alice,soft"},
+        {"home": "/"},
+    ],
+)
+async def test_unusable_accounts_are_refused(change):
+    with pytest.raises(SpawnFailed, match="no usable account"):
+        await make(account={**ACCOUNT, **change}).get_account()
+    with pytest.raises(SpawnFailed, match="no usable account"):
+        make().check_account(b"<html>")
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "message", "status"),
+    [
+        (599, None, NO_STORAGE, 503),
+        (503, b'{"reason": "The storage of the homes is not mounted."}', NO_STORAGE, 503),
+        (502, b"<html>", NO_STORAGE, 503),
+        (
+            400,
+            b'{"reason": "The name \'root\' is the system\'s own."}',
+            "The name 'root' is the system's own.",
+            403,
+        ),
+        (409, b'{"reason": "playbooks/renumber.yml moves its files."}', "playbooks/renumber.yml moves", 409),
+        (401, b'{"reason": "The bearer token is missing."}', "could not get your storage account", 503),
+        (500, b"[]", "could not get your storage account", 503),
+    ],
+)
+async def test_account_service_errors(monkeypatch, code, body, message, status):
+    response = body and SimpleNamespace(body=body)
+    failure = make().explain_accounts(HTTPClientError(code, "said", response))
+    assert message in failure.jupyterhub_message
+    assert failure.status_code == status
+    assert "<html>" not in failure.jupyterhub_message
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), HTTPClientError(599, "Timeout")])
+async def test_account_service_is_away(monkeypatch, swarm, error):
+    class Client:
+        def __init__(self, **_):
+            """Like tornado's."""
+
+        async def fetch(self, url, **_) -> HTTPResponse:
+            raise error
+
+        def close(self):
+            """Like tornado's."""
+
+    monkeypatch.setattr(module, "AsyncHTTPClient", Client)
+    monkeypatch.setattr(Spawner, "fetch_accounts", NfsSwarmSpawner.fetch_accounts)
+    with pytest.raises(SpawnFailed) as raised:
+        await make().start()
+    assert raised.value.jupyterhub_message.startswith(NO_STORAGE)
+    assert raised.value.jupyterhub_message.endswith("tell your administrator.")
+    assert "create_service" not in swarm.calls
+
+
+def test_accounts_token(tmp_path, monkeypatch):
+    path = tmp_path / "token"
+    path.write_text("from-file\n")
+    traits = {"accounts_token_file": str(path)}
+    monkeypatch.delenv("ACCOUNTS_TOKEN", raising=False)
+    assert NfsSwarmSpawner(**traits).accounts_token == "from-file"
+    monkeypatch.setenv("ACCOUNTS_TOKEN", "from-env")
+    assert NfsSwarmSpawner(**traits).accounts_token == "from-env"
+
+
+# --- the states of a task ---
+
+
+async def test_start(swarm):
+    spawner = make()
+    assert await spawner.start() == (spawner.object_name, 8888)
+    assert swarm.live.keys() == {spawner.object_id}
+    assert await spawner.poll() is None
+    messages = [event["stage"] for event in spawner._stages]
+    assert messages == [
+        "Asking the storage for your account",
+        "Your account is alice, user number 100000",
+        "Your home's volume and your server are requested",
+        "Waiting for a network address",
+        "Waiting for a free node",
+        "Placed on node node3",
+        "Node node3 gets the image and makes the container",
+        "Node node3 mounts your home and starts the container",
+        "Container runs on node node3, waiting for the server in it",
+        "Your server answers",
+    ]
+    percents = [event["progress"] for event in spawner._stages]
+    assert percents == sorted(percents)
+
+
+FAILURES = [
+    (
+        "rejected",
+        "No such image: registry.example:5000/notebook:1",
+        0,
+        "image",
+        "image of your server is missing",
+    ),
+    ("failed", MOUNT_ERR + "connection refused", 128, "storage", "storage is not available"),
+    ("failed", MOUNT_ERR + "connection timed out", 128, "storage", "storage is not available"),
+    ("failed", MOUNT_ERR + "no route to host", 128, "storage", "storage is not available"),
+    ("failed", MOUNT_ERR + "no such file or directory", 128, "mount", "does not exist on the storage"),
+    ("failed", MOUNT_ERR + "permission denied", 128, "mount", "refuses to let node node3 mount"),
+    ("failed", MOUNT_ERR + "operation not permitted", 128, "mount", "refuses to let node node3 mount"),
+    ("failed", MOUNT_ERR + "protocol not supported", 128, "mount", "Node node3 and the storage do not agree"),
+    ("failed", MOUNT_ERR + "no such device", 128, "mount", "Node node3 and the storage do not agree"),
+    (
+        "rejected",
+        'invalid mount config for type "bind": bind source path does not exist: /srv/x',
+        0,
+        "mount",
+        "could not be mounted on node node3",
+    ),
+    ("failed", EXEC_ERR, 127, "command", "does not contain the program"),
+    ("failed", "task: non-zero exit (127)", 127, "command", "does not contain the program"),
+    ("failed", "task: non-zero exit (3)", 3, "exit", 'exit code 3. Its last words: "ModuleNotFoundError'),
+    ("failed", "task: non-zero exit (137)", 137, "memory", "more memory than it may"),
+    ("complete", "", 0, "exit", "ended at once without an error"),
+    ("rejected", "something <b>new</b>\x1b[31m", 0, "docker", "something <b>new</b>%1B[31m"),
+    (
+        "pending",
+        "no suitable node (scheduling constraints not satisfied on 2 nodes)",
+        0,
+        "constraint",
+        "No node of the cluster is allowed",
+    ),
+    (
+        "pending",
+        "no suitable node (insufficient resources on 3 nodes)",
+        0,
+        "capacity",
+        "enough free memory or CPU",
+    ),
+    ("new", "", 0, "network", "no network address"),
+]
+
+
+@pytest.mark.parametrize(("state", "err", "code", "reason", "sentence"), FAILURES)
+async def test_failed_start(swarm, state, err, code, reason, sentence):
+    status = {"State": state, "ContainerStatus": {"ExitCode": code}}
+    swarm.script = [{"State": "new"}, {**status, "Err": err} if err else status]
+    spawner = make()
+    with pytest.raises(SpawnFailed) as raised:
+        await spawner.start()
+    assert raised.value.reason == reason
+    assert sentence in raised.value.jupyterhub_message
+    assert err in raised.value.log_message
+    assert not swarm.live, "the service of a failed start is removed"
+    assert await spawner.poll() == 0
+
+
+async def test_a_free_node_may_take_a_moment(swarm):
+    waiting = {"State": "pending", "Err": "no suitable node (insufficient resources on 3 nodes)"}
+    swarm.script = [waiting, waiting, *START, RUNNING]
+    await make(patience=5).start()
+
+
+@pytest.mark.parametrize("status", [{"State": "preparing"}, {"State": "starting", "Desired": "shutdown"}])
+async def test_node_is_lost_during_the_start(swarm, status):
+    swarm.script = [{"State": "assigned"}, status]
+    swarm.node["Status"]["State"] = "down"
+    with pytest.raises(SpawnFailed, match="Node node3 was lost"):
+        await make().start()
+    assert not swarm.live
+
+
+async def test_storage_is_lost_while_a_volume_is_mounted(swarm):
+    """The mount of a dead server hangs without a word: the account service knows."""
+    swarm.script = [{"State": "starting"}]
+    spawner = make()
+    asked = spawner.fetch_accounts
+
+    async def fetch(method, path, body=None):
+        if path == "/healthz":
+            raise SpawnFailed(NO_STORAGE, reason="storage")
+        return await asked(method, path, body)
+
+    spawner.fetch_accounts = fetch
+    with pytest.raises(SpawnFailed, match="storage is not available"):
+        await spawner.start()
+
+
+async def test_start_has_a_deadline_with_a_reason(swarm):
+    swarm.script = [{"State": "preparing"}]
+    with pytest.raises(SpawnFailed, match=r"not ready in time.*gets the image"):
+        await make(start_timeout=3).start()
+    assert not swarm.live
+
+
+async def test_server_that_dies_before_it_answers(swarm):
+    dead = {"State": "failed", "Err": "task: non-zero exit (1)", "ContainerStatus": {"ExitCode": 1}}
+    swarm.script = [*START, RUNNING, RUNNING, dead]
+    with pytest.raises(SpawnFailed, match="exit code 1"):
+        await make(wait_for_server=True, port=9).start()
+
+
+async def test_start_waits_for_the_port(swarm, monkeypatch):
+    answers = iter([False, False, True])
+    monkeypatch.setattr(Spawner, "server_answers", lambda self: asyncio.sleep(0, next(answers)))
+    await make().start()
+    assert next(answers, None) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            api_error(503, "rpc error: code = Unknown desc = The swarm does not have a leader."),
+            "has no leader",
+        ),
+        (api_error(404, "network notebooks not found"), "network of the notebook servers does not exist"),
+        (api_error(400, "invalid mount target"), "Docker refused to make your server: invalid mount target"),
+        (requests.exceptions.ConnectionError("refused"), "cluster does not answer"),
+        (requests.exceptions.ReadTimeout("slow"), "cluster does not answer"),
+        (RuntimeError("bug"), "could not be started"),
+    ],
+)
+async def test_docker_refuses(swarm, error, sentence):
+    swarm.errors["create_service"] = error
+    with pytest.raises(SpawnFailed, match=sentence):
+        await make().start()
+
+
+async def test_choice_among_allowed_images(swarm):
+    traits = {"allowed_images": {"Small": "small:1"}, "role_images": {"students": "student:1"}}
+    spawner = make(**traits)
+    spawner.user_options = {"image": "Small"}
+    await spawner.start()
+    assert swarm.specs[0]["task_template"]["ContainerSpec"]["Image"] == "small:1"
+    spawner = make(**traits)
+    spawner.user_options = {"image": "evil:1"}
+    with pytest.raises(Exception, match="not in allowed list") as raised:
+        await spawner.start()
+    assert raised.value.status_code == 400
+
+
+# --- stop, leftovers, interruptions ---
+
+
+async def test_stop_returns_when_the_task_is_gone(swarm):
+    swarm.ending = 5
+    spawner = make()
+    await spawner.start()
+    name = spawner.object_name
+    await spawner.stop()
+    assert not swarm.live
+    assert not swarm.going
+    assert swarm.calls.count("remove_service") == 1
+    assert spawner.get_state() == {}
+    await spawner.start()
+    assert spawner.object_name != name
+
+
+async def test_stop_names_the_node_that_does_not_end(swarm):
+    swarm.ending = 10**6
+    spawner = make(stop_timeout=1)
+    await spawner.start()
+    with pytest.raises(SpawnFailed, match="not ended yet on node3"):
+        await spawner.stop()
+
+
+async def test_stop_does_not_wait_for_a_lost_node(swarm, caplog):
+    swarm.ending = 10**6
+    spawner = make()
+    await spawner.start()
+    Spawner._nodes.clear()
+    swarm.node["Status"]["State"] = "down"
+    await spawner.stop()
+    assert "node3 does not answer" in caplog.text
+
+
+async def test_stop_of_what_is_gone_is_no_error(swarm):
+    spawner = make()
+    await spawner.start()
+    swarm.live.clear()
+    await spawner.stop()
+
+
+async def test_start_clears_what_another_hub_left(swarm):
+    left = make()
+    await left.start()
+    neighbour = make(server="second")
+    await neighbour.start()
+    spawner = make()
+    await spawner.start()
+    assert swarm.live.keys() == {spawner.object_id, neighbour.object_id}
+    assert await left.poll() == 0
+    assert await spawner.poll() is None
+
+
+async def test_hub_that_was_interrupted_before_it_saved_its_state(swarm):
+    await make().start()
+    restarted = make()
+    restarted.load_state({})
+    assert await restarted.poll() == 0
+    assert not swarm.live
+
+
+async def test_state_survives_the_hub(swarm):
+    spawner = make()
+    await spawner.start()
+    restarted = make()
+    restarted.load_state(json.loads(json.dumps(spawner.get_state())))
+    assert (restarted.object_name, restarted.start_id) == (spawner.object_name, spawner.start_id)
+    assert await restarted.poll() is None
+    await restarted.stop()
+    assert not swarm.live
+    assert not swarm.going
+
+
+async def test_two_starts_at_once_leave_one_server(swarm):
+    one, two = make(), make()
+    await asyncio.gather(one.start(), two.start())
+    assert len(swarm.live) == 1
+    assert sorted([await one.poll() is None, await two.poll() is None]) == [False, True]
+    assert swarm.most == 1, "there was never a second one beside the first"
+
+
+@pytest.mark.parametrize("delay", [0, 0.005, 0.02, 0.05, 0.08])
+async def test_cancelled_start_leaves_nothing(swarm, delay):
+    spawner = make()
+    create = swarm.create_service
+
+    def slow_create(**spec):
+        # a hub under load is cancelled while Docker is making the service
+        module.time.sleep(0.05)
+        return create(**spec)
+
+    swarm.create_service = slow_create
+    starting = asyncio.ensure_future(spawner.start())
+    await asyncio.sleep(delay)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await spawner.stop()
+    assert not swarm.live
+    assert not swarm.going
+    assert await spawner.poll() == 0
+
+
+async def test_many_stops_and_starts(swarm):
+    spawner = make()
+    names = set()
+    for _ in range(20):
+        await spawner.start()
+        names.add(spawner.object_name)
+        assert len(swarm.live) == 1
+        await spawner.stop()
+    assert len(names) == 20
+    assert not swarm.live
+
+
+# --- poll ---
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({"State": "failed", "Err": "task: non-zero exit (137)", "ContainerStatus": {"ExitCode": 137}}, 137),
+        ({"State": "complete", "ContainerStatus": {"ExitCode": 0}}, 1),
+        ({"State": "running", "Desired": "shutdown"}, 1),
+        ({"State": "orphaned"}, 1),
+        ({"State": "shutdown", "ContainerStatus": {}}, 1),
+    ],
+)
+async def test_poll_removes_what_has_ended(swarm, status, expected):
+    """The hub does not call stop for a server that is not running."""
+    spawner = make()
+    await spawner.start()
+    swarm.live[spawner.object_id]["script"] = iter([status])
+    assert await spawner.poll() == expected
+    assert not swarm.live
+
+
+async def test_poll_notices_a_lost_node(swarm):
+    spawner = make()
+    await spawner.start()
+    Spawner._nodes.clear()
+    swarm.node["Status"]["State"] = "down"
+    assert await spawner.poll() == 1
+    assert not swarm.live
+
+
+@pytest.mark.parametrize("error", [api_error(503, "no leader"), requests.exceptions.ConnectionError()])
+async def test_poll_keeps_the_server_when_docker_is_away(swarm, error):
+    spawner = make()
+    await spawner.start()
+    swarm.errors["tasks"] = error
+    assert await spawner.poll() is None
+    assert swarm.live
+
+
+async def test_poll_of_a_server_that_never_started(swarm):
+    assert await make().poll() == 0
+
+
+# --- progress, threads ---
+
+
+async def test_progress_ends_with_the_start_and_misses_nothing(swarm):
+    spawner = make()
+    events = []
+
+    async def listen():
+        async for event in spawner.progress():
+            events.append(event)
+
+    listener = asyncio.ensure_future(listen())
+    await spawner.start()
+    await asyncio.sleep(0.01)
+    listener.cancel()
+    assert [event["progress"] for event in events] == [event["progress"] for event in spawner._stages]
+    assert re.fullmatch(r"Your server answers \(\d+\.\d s\)", events[-1]["message"])
+
+
+async def test_docker_calls_do_not_queue_behind_one_thread(swarm):
+    Spawner._executor = None
+    spawner = make(docker_threads=4)
+    barrier = module.threading.Barrier(4, timeout=5)
+    swarm.inspect_node = lambda node: barrier.wait() >= 0
+    assert await asyncio.gather(*(spawner.docker("inspect_node", str(i)) for i in range(4))) == [True] * 4
+    Spawner._executor.shutdown()
+    Spawner._executor = None
+
+
+def test_every_trait_has_help():
+    own = {name for name in vars(NfsSwarmSpawner) if name in NfsSwarmSpawner.class_traits(config=True)}
+    assert own
+    for name in own:
+        assert NfsSwarmSpawner.class_traits()[name].help.strip(), name
