@@ -586,8 +586,8 @@ class Store:
     def make_home(self, homes: int, account: Account) -> None:
         """Makes a home unless it is there.
 
-        It gets its name only when its owner and mode are right, so that a crash leaves no half-made one. Names of
-        accounts never start with a dot.
+        It gets its name only when its owner and mode are right, so that a crash leaves no half-made one. No
+        account's name starts with a dot.
 
         Raises:
             RefusedError: it cannot be made, or the name is taken by something else.
@@ -895,7 +895,9 @@ class NfsProbe:
                     reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
                 try:
                     writer.write(self.CALL)
-                    return await reader.readexactly(len(self.REPLY)) == self.REPLY
+                    if await reader.readexactly(len(self.REPLY)) == self.REPLY:
+                        return True
+                    raise OSError("a wrong answer")
                 finally:
                     writer.close()
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:

@@ -4,20 +4,23 @@
 
 * Hub groups come from LDAP groups (`role_groups`); who is in none of the allowed ones is refused, and told so.
 * Certificates are verified unless someone says otherwise. (ldap3 verifies none of its own accord.)
-* Several servers, with timeouts. A directory that is down gives a sentence on the login page, not "wrong password".
+* Several servers, with timeouts. A directory that is down gives a sentence on the login page.
 * LDAP is asked in threads of its own: a slow directory does not stop the hub.
-* The user's name is the directory's spelling, not the typed one, so nobody gets a second account by typing ` Alice `.
+* The user's name is the directory's spelling: nobody gets a second account by typing ` Alice `.
 
-Names: the login name is stripped and put into Unicode's NFC. The name of the hub's user is the entry's `user_attribute`
-(uid) in NFC and lower case. Everything else in a name stays as it is; what is unsafe in a filter or a DN is escaped.
+Names: the login name is stripped and put into Unicode's NFC. The name of the hub's user is the entry's
+`user_attribute` (uid) in NFC and lower case. Everything else in a name stays as it is; what is unsafe in a
+filter or a DN is escaped. With several DN templates, a name that stands under more than one of them belongs to
+whose password it is: use search and bind where that can happen, it refuses names that are not unique.
 
-Sources: RFC 4511 (result codes), RFC 4513 5.1.2 (a bind without a password succeeds without proving anything),
+Sources: RFC 4511 (result codes), RFC 4513 5.1.2 (a bind without a password succeeds and proves nothing),
 RFC 4514 and 4515 (escaping), RFC 4013 (SASLprep).
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -41,8 +44,8 @@ from traitlets import Dict, Float, Int, List, Unicode, default
 
 T = TypeVar("T")
 
-# What a server answers to a bind that proves nothing about the server itself: wrong password, no such entry, no password
-# set, locked (ppolicy answers 19 or 49, others 53), or a name that makes no DN.
+# Answers to a bind that say something about the user and nothing about the server: wrong password, no such
+# entry, no password set, locked (ppolicy answers 19 or 49, others 53), or a name that makes no DN.
 REFUSED_BINDS = {
     results.RESULT_INVALID_CREDENTIALS,
     results.RESULT_NO_SUCH_OBJECT,
@@ -53,11 +56,11 @@ REFUSED_BINDS = {
 }
 
 UNREACHABLE = (
-    "The directory that checks passwords does not answer, so nobody can log in at the moment. "
-    "Your password was not checked. Please try again in a few minutes."
+    "The directory that checks passwords does not answer, so your password was not checked. "
+    "Please try again in a few minutes."
 )
 BROKEN = (
-    "The directory that checks passwords cannot be asked as it is set up, so nobody can log in. "
+    "The directory refuses the hub's questions, so nobody can log in. "
     "Please tell the administrators; the hub's log has the reason."
 )
 NOT_ALLOWED = "Your password is right, but your account is in none of the groups that may use this hub."
@@ -67,15 +70,15 @@ UNUSABLE = (
 )
 
 
-class DirectoryUnreachable(Exception):
+class DirectoryUnreachableError(Exception):
     """No server of the directory answered in time."""
 
 
-class DirectoryBroken(Exception):
+class DirectoryBrokenError(Exception):
     """A server answered that it will not do what the configuration asks for."""
 
 
-class UnusableEntry(Exception):
+class UnusableEntryError(Exception):
     """The user's entry lacks a definite name, or has numbers that are no UID or GID."""
 
 
@@ -109,7 +112,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         Unicode(),
         config=True,
         help="""
-        Names or addresses of servers with the same content, each with an optional `:port` (`[::1]:636` for IPv6).
+        Names or addresses of servers with the same content, each with an optional `:port` (`[::1]:636`).
 
         The first that answers is asked, and stays the first until it fails. Empty: only `server_address`.
         """,
@@ -132,7 +135,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         help="""
         PEM file of the certificate authorities that the servers' certificates are verified with.
 
-        Empty: the system's. Anything in `tls_kwargs` wins over this and over the verification, which is on by default.
+        Empty: the system's. What is in `tls_kwargs` wins over this, and over `validate`, which is on.
         """,
     )
 
@@ -143,8 +146,8 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         help="""
         Hub group → DN of the LDAP group whose members are in it.
 
-        Members are found with `group_search_filter`: by the user's DN in `member` or `uniqueMember`, or by the user's
-        name in `memberUid`.
+        Members are found with `group_search_filter`: by the user's DN in `member` or `uniqueMember`, or by the
+        user's name in `memberUid`.
         """,
     ).tag(allow_config=True)
 
@@ -157,7 +160,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
     admin_group = Unicode(
         config=True,
         help="""
-        The hub group whose members administer the hub. Who leaves it is no administrator from the next login on.
+        The hub group whose members administer the hub. Who leaves it is none from the next login on.
 
         Empty: the directory does not say who administers the hub.
         """,
@@ -179,7 +182,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
 
     # A name is data here and escaped wherever it is used. 255 characters are what the hub's database holds.
     valid_username_regex = Unicode(
-        r"^[^\x00-\x1f\x7f]{1,255}\Z",
+        r"^[^\x00-\x1f\x7f\ud800-\udfff]{1,255}\Z",
         config=True,
         help="Login names that do not match are refused before the directory is asked.",
     )
@@ -198,7 +201,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         self._executor = ThreadPoolExecutor(self.concurrent_logins, thread_name_prefix="ldap")
         self._first_server = ""
 
-    # --- What JupyterHub calls ---------------------------------------------------------------------------------------
+    # --- What JupyterHub calls ---------------------------------------------------------------
 
     def normalize_username(self, username: str) -> str:
         """Return the hub's name of a user; see the top of this file."""
@@ -252,15 +255,15 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
     async def refresh_user(self, user: Any, handler: Any = None) -> dict[str, Any] | bool:
         """Ask for a user's groups again, as often as `auth_refresh_age` says.
 
-        That takes an account that may search: without `lookup_dn` and `lookup_dn_search_user`, groups are renewed at the
-        next login only.
+        That takes an account that may search: without `lookup_dn` and `lookup_dn_search_user`, groups are
+        renewed at the next login only.
 
         Args:
             user: The hub's user.
             handler: The request, unused.
 
         Returns:
-            What changed; True when nothing is known to have changed; False when the user may no longer be here.
+            What the directory says now; True when it cannot be asked; False when the user has to go.
         """
         if not (self.lookup_dn and self.lookup_dn_search_user):
             return True
@@ -277,25 +280,25 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         self.log.warning("%r is gone from the directory or from the allowed groups", user.name)
         return False
 
-    # --- The directory, asked in a thread ----------------------------------------------------------------------------
+    # --- The directory, asked in a thread ----------------------------------------------------
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run a blocking function beside the hub's loop, and turn the directory's troubles into sentences."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
-        except DirectoryUnreachable as error:
+        except DirectoryUnreachableError as error:
             self.log.error("The directory does not answer: %s", error)
             raise web.HTTPError(503, UNREACHABLE) from error
-        except DirectoryBroken as error:
+        except DirectoryBrokenError as error:
             self.log.error("The directory cannot be asked: %s", error)
             raise web.HTTPError(503, BROKEN) from error
-        except UnusableEntry as error:
+        except UnusableEntryError as error:
             self.log.error("Login refused: %s", error)
             raise web.HTTPError(403, UNUSABLE) from error
 
     def _log_in(self, login: str, password: str) -> dict[str, Any] | None:
         """Prove the password and read who that is; None when it proves nothing."""
-        if not self._valid_login(login) or not self._provable(password):
+        if not re.match(self.valid_username_regex, login) or not self._provable(password):
             return None
         if self.lookup_dn:
             with self._search_connection() as search:
@@ -305,43 +308,37 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
                 with self._bound(found, password) as own:
                     if own is None:
                         return None
-                    # The account that may search sees what users may not; an anonymous one sees less than they do.
-                    return self._read_model(search if self.lookup_dn_search_user else own, found)
+                    # An account that may search sees what users may not; anonymously it is less.
+                    return self._read_model(search if self.lookup_dn_search_user else own, found, login)
         for template in self.bind_dn_template:
             dn = template.format(username=escape_rdn(login))
             with self._bound(dn, password) as own:
                 if own is not None:
-                    return self._read_model(own, dn)
+                    return self._read_model(own, dn, login)
         return None
 
     def _look_up_again(self, name: str) -> dict[str, Any] | None:
         """Read a known user without a password; None when the directory has no such user."""
         with self._search_connection() as search:
             dn = self._find(search, name)
-            return dn and self._read_model(search, dn)
-
-    def _valid_login(self, login: str) -> bool:
-        """Tell whether a login name may be asked for."""
-        # `re` through ldapauthenticator's own trait, so that a site's stricter pattern keeps working.
-        import re
-
-        return re.match(self.valid_username_regex, login) is not None
+            return dn and self._read_model(search, dn, name)
 
     @staticmethod
     def _provable(password: str) -> bool:
         """Tell whether a password proves anything.
 
-        A bind with a DN and an empty password is anonymous and succeeds on many servers. ldap3 prepares passwords with
-        SASLprep *after* it looks whether they are empty, and SASLprep drops characters such as the soft hyphen.
+        A bind with a DN and an empty password is anonymous and succeeds on many servers. ldap3 puts passwords
+        through SASLprep *after* it looks whether they are empty, and SASLprep drops characters such as the soft
+        hyphen.
         """
         try:
-            return bool(password and sasl_prep(password).strip())
+            return bool(password and sasl_prep(password).strip().encode())
         except (LDAPException, ValueError):
             return False
 
-    def _read_model(self, connection: ldap3.Connection, dn: str) -> dict[str, Any] | None:
+    def _read_model(self, connection: ldap3.Connection, dn: str, login: str) -> dict[str, Any] | None:
         """Read a person and the groups; None when `search_filter` leaves the person out."""
-        person = self._read_person(connection, dn)
+        person = self._read_person(connection, dn, login)
         if person is None:
             return None
         groups = [
@@ -369,21 +366,22 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         )
         found = self._search(connection, self.user_search_base or "", ldap3.SUBTREE, search_filter)
         if len(found) > 1:
-            self.log.error("%d entries have the name %r, and one is wanted: %s", len(found), login, list(found))
+            self.log.error(
+                "%d entries have the name %r, and one is wanted: %s", len(found), login, list(found)
+            )
             return None
         return next(iter(found), None)
 
-    def _read_person(self, connection: ldap3.Connection, dn: str) -> Person | None:
+    def _read_person(self, connection: ldap3.Connection, dn: str, login: str) -> Person | None:
         """Read one entry; None when `search_filter` leaves it out.
 
         Raises:
-            UnusableEntry: When its name is not definite, or a number is no UID or GID.
+            UnusableEntryError: When its name is not definite, or a number is no UID or GID.
         """
-        rdn_attribute, rdn_value = self._first_rdn(dn)
         search_filter = "(objectClass=*)"
         if self.search_filter:
             search_filter = self.search_filter.format(
-                userattr=self.user_attribute, username=escape_filter_chars(rdn_value)
+                userattr=self.user_attribute, username=escape_filter_chars(login)
             )
         wanted = [name for name in (self.user_attribute, self.uid_attribute, self.gid_attribute) if name]
         found = self._search(connection, dn, ldap3.BASE, search_filter, wanted)
@@ -391,15 +389,16 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             if self.search_filter:
                 self.log.warning("%s does not match search_filter", dn)
                 return None
-            raise UnusableEntry(f"{dn} may not be read with the account that the hub uses")
+            raise UnusableEntryError(f"{dn} may not be read with the account that the hub uses")
         attributes = next(iter(found.values()))
 
         names = attributes.get(self.user_attribute.lower(), [])
+        rdn_attribute, rdn_value = self._first_rdn(dn)
         if len(names) > 1 and rdn_attribute == self.user_attribute.lower():
             # Aliases. The one in the DN is the name: it is the one that cannot change by the way.
             names = [name for name in names if normalized(name) == normalized(rdn_value)]
         if len(names) != 1:
-            raise UnusableEntry(f"{dn} has no definite {self.user_attribute}: {names}")
+            raise UnusableEntryError(f"{dn} has no definite {self.user_attribute}: {names}")
         return Person(
             dn,
             names[0],
@@ -414,22 +413,13 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             attribute, value, _ = parse_dn(dn, escape=False, strip=True)[0]
         except (LDAPInvalidDnError, IndexError):
             return "", ""
-        # RFC 4514: a backslash stands before a special character or before the two hexadecimal digits of a byte.
-        plain = bytearray()
-        position = 0
-        raw = value.encode()
-        while position < len(raw):
-            if raw[position : position + 1] == b"\\":
-                pair = raw[position + 1 : position + 3]
-                try:
-                    plain += bytes([int(pair, 16)]) if len(pair) == 2 else pair
-                    position += 3
-                except ValueError:
-                    plain += pair[:1]
-                    position += 2
-            else:
-                plain += raw[position : position + 1]
-                position += 1
+        # RFC 4514: a backslash stands before a special character, or before the two digits of a byte.
+        plain = re.sub(
+            rb"\\(?:([0-9A-Fa-f]{2})|(.))",
+            lambda found: bytes([int(found[1], 16)]) if found[1] else found[2],
+            value.encode(),
+            flags=re.DOTALL,
+        )
         return attribute.lower(), plain.decode(errors="replace")
 
     @staticmethod
@@ -437,7 +427,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         """Return the UID or GID in an attribute; None when there is none.
 
         Raises:
-            UnusableEntry: When it is not one positive number. 0 would be root.
+            UnusableEntryError: When it is not one positive number. 0 would be root.
         """
         values = attributes.get(name.lower(), []) if name else []
         if not values:
@@ -445,7 +435,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         number = int(values[0]) if len(values) == 1 and values[0].isascii() and values[0].isdigit() else 0
         # 2**32 - 1 and 2**16 - 1 mean "no user" to the system's calls.
         if not 0 < number < 2**32 - 1 or number == 2**16 - 1:
-            raise UnusableEntry(f"{dn} has {name} {values}")
+            raise UnusableEntryError(f"{dn} has {name} {values}")
         return number
 
     def _is_member(self, connection: ldap3.Connection, group_dn: str, person: Person) -> bool:
@@ -458,24 +448,26 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             self.log.error("role_groups names %s, which is not in the directory or may not be read", group_dn)
         return bool(found)
 
-    # --- Connections -------------------------------------------------------------------------------------------------
+    # --- Connections -------------------------------------------------------------------------
 
     @contextmanager
     def _search_connection(self) -> Iterator[ldap3.Connection]:
         """Open a connection as the account that looks users up, or anonymously.
 
         Raises:
-            DirectoryBroken: When that account is refused.
+            DirectoryBrokenError: When that account is refused.
         """
         user = self.lookup_dn_search_user or None
         with self._bound(user, self.lookup_dn_search_password or None) as connection:
             if connection is None:
-                raise DirectoryBroken(f"it refuses the account that looks users up, {user or 'anonymous'}")
+                raise DirectoryBrokenError(
+                    f"it refuses the account that looks users up, {user or 'anonymous'}"
+                )
             yield connection
 
     @contextmanager
     def _bound(self, dn: str | None, password: str | None) -> Iterator[ldap3.Connection | None]:
-        """Open a connection as a user and close it in the end; gives None when the directory refuses the user."""
+        """Open a connection as a user, None when the directory refuses, and close it in the end."""
         connection = self.get_connection(dn, password)
         try:
             yield connection
@@ -496,8 +488,8 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             The connection, or None when the server refuses the DN or the password.
 
         Raises:
-            DirectoryUnreachable: When no server answers.
-            DirectoryBroken: When a server answers, and will not let anybody in this way.
+            DirectoryUnreachableError: When no server answers.
+            DirectoryBrokenError: When a server answers, and will not let anybody in this way.
         """
         problems = []
         # The sort is stable: the one that answered last time comes first, the others stay in their order.
@@ -525,10 +517,10 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             if code in REFUSED_BINDS:
                 self.log.debug("%s refuses %s: %s", address, userdn, connection.result["description"])
                 return None
-            raise DirectoryBroken(
-                f"{address} answers a bind with {connection.result['description']} {connection.result['message']}"
+            raise DirectoryBrokenError(
+                f"{address} answers {connection.result['description']} {connection.result['message']}"
             )
-        raise DirectoryUnreachable("; ".join(problems))
+        raise DirectoryUnreachableError("; ".join(problems))
 
     def _open(self, address: str, userdn: str | None, password: str | None) -> ldap3.Connection:
         """Connect to one server, up to the point where TLS is verified and a password may be sent."""
@@ -587,23 +579,23 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         """Search, and return the entries' attributes by DN, with attribute names in lower case.
 
         Raises:
-            DirectoryUnreachable: When the connection breaks.
-            DirectoryBroken: When the server refuses to search.
+            DirectoryUnreachableError: When the connection breaks.
+            DirectoryBrokenError: When the server refuses to search.
         """
         try:
             connection.search(base, search_filter, scope, attributes=attributes or [ldap3.NO_ATTRIBUTES])
         except (LDAPException, OSError) as error:
-            raise DirectoryUnreachable(str(error)) from error
+            raise DirectoryUnreachableError(str(error)) from error
         code = connection.result["result"]
         if code in (results.RESULT_BUSY, results.RESULT_UNAVAILABLE, results.RESULT_TIME_LIMIT_EXCEEDED):
-            raise DirectoryUnreachable(connection.result["description"])
+            raise DirectoryUnreachableError(connection.result["description"])
         # Two matches are as good as all of them: a size limit only means that there are several.
         if code not in (
             results.RESULT_SUCCESS,
             results.RESULT_NO_SUCH_OBJECT,
             results.RESULT_SIZE_LIMIT_EXCEEDED,
         ):
-            raise DirectoryBroken(f"a search below {base} gives {connection.result['description']}")
+            raise DirectoryBrokenError(f"a search below {base} gives {connection.result['description']}")
         return {
             entry["dn"]: {
                 name.lower(): [value.decode(errors="replace") for value in values]

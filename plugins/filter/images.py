@@ -1,8 +1,8 @@
 """Content-addressed names for the cluster's container images.
 
-An image's tag is a digest of everything it is made from: the files of its build context, its build arguments and its
-parent's tag. A tag that the registry already holds therefore never has to be built again, and a change in the base image
-renames every image that is built on it.
+An image's tag is a digest of everything it is made from: the files of its build context, its build arguments
+and its parent's tag. A tag that the registry already holds therefore never has to be built again, and another
+base image renames every image that is built on it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ IGNORED = {"__pycache__", ".git", ".DS_Store"}
 def context_digest(context: Path, extra: list[Path]) -> str:
     """Digest the files that a build sees: names and contents, no times, owners or modes.
 
-    Modes are left out because the role gives every file of a context the same one, whatever the checkout's umask was.
+    Modes are left out because the role gives every file of a context the same one, whatever the checkout's
+    umask was.
 
     Args:
         context: The directory with the Dockerfile.
@@ -72,7 +73,7 @@ def in_build_order(images: dict[str, dict[str, Any]]) -> list[str]:
         parent = images[name].get("parent")
         if parent:
             if parent not in images:
-                raise AnsibleFilterError(f"image {name} has the parent {parent}, which images_list does not name")
+                raise AnsibleFilterError(f"image {name}: images_list does not name its parent {parent}")
             visit(parent, (*descendants, name))
         ordered.append(name)
 
@@ -102,8 +103,8 @@ def images_plan(
         serial: Any text; another one gives every image another tag, so that all are built afresh.
 
     Returns:
-        One dictionary per image in build order: name, tag, image (repository/name:tag), base (the parent's image or
-        empty), context, files, args, hosts, external.
+        One dictionary per image in build order: name, tag, image (repository/name:tag), base (its parent's
+        image, or empty), context, files, args, hosts, external.
 
     Raises:
         AnsibleFilterError: The list contradicts itself, or a file is missing.
@@ -152,14 +153,15 @@ def images_plan(
 
 
 def images_to_build(plan: list[dict[str, Any]], wanted: list[str]) -> list[dict[str, Any]]:
-    """Add their ancestors to the wanted images: a parent has to be on the builder before its children are built.
+    """Add their ancestors to the wanted images: a parent has to be on the builder before its children.
 
     Args:
         plan: What `images_plan` returned.
         wanted: Names of images.
 
     Returns:
-        The entries of the wanted images and of all they are built on, in build order, without images made elsewhere.
+        The entries of the wanted images and of all they are built on, in build order, without images made
+        elsewhere.
     """
     by_image = {entry["image"]: entry for entry in plan}
     names: set[str] = set()
@@ -194,8 +196,8 @@ def images_references(plan: list[dict[str, Any]], repository: str, digests: dict
         digests: Manifest digests by image name, as far as the registry told them.
 
     Returns:
-        References by image name: repository/name@digest, or with the tag where no digest is known. An image made
-        elsewhere keeps the reference that the site gave it.
+        References by image name: repository/name@digest, or with the tag where no digest is known. An image
+        made elsewhere keeps the reference that the site gave it.
     """
     return {
         entry["name"]: f"{repository}/{entry['name']}@{digests[entry['name']]}"

@@ -42,6 +42,8 @@ MIN_PASSWORD = 8
 # RFC 5280, appendix A.1: ub-common-name.
 MAX_COMMON_NAME = 64
 BOOLEAN_TEXTS = {"yes", "no", "true", "false", "on", "off"}
+# A generated secret that was taken for a host.
+SECRET_HOST = re.compile(r"[0-9A-Za-z]{32,}")
 # Subnets that hold the nodes on purpose.
 NODE_SUBNETS = {"lab_subnet"}
 
@@ -116,7 +118,6 @@ class Inventory:
 
     def __init__(self, hostvars: Mapping, groups: Mapping, specs: Mapping[str, Mapping]):
         """Take the inventory as Ansible has it."""
-        self.hostvars = hostvars
         self.specs = specs
         self.groups = {name: list(hosts) for name, hosts in groups.items()}
         self.options = {name: option for role in specs.values() for name, option in role.items()}
@@ -128,6 +129,8 @@ class Inventory:
         ]
         self.hosts = list(dict.fromkeys([*members, *self.group("builder")]))
         self.nodes = list(dict.fromkeys(members))
+        # Ansible puts a host's variables together anew at each access.
+        self.hostvars = {host: hostvars[host] for host in self.hosts if host in hostvars}
 
     def group(self, name: str) -> list[str]:
         """Return the hosts of a group, none when there is no such group."""
@@ -213,6 +216,11 @@ def group_problems(inventory: Inventory) -> Iterator[str]:
     missing = swarm - {*inventory.group("swarm")}
     if missing:
         yield f"The group swarm lacks {names(missing)}: make managers and workers its children."
+    if any(SECRET_HOST.fullmatch(host) for host in inventory.group("ungrouped")):
+        yield (
+            "Files of the secrets' directory were read as an inventory, so that secrets became host names: "
+            "put `ignore_patterns = ^secrets$` under [inventory] in ansible.cfg, or give -i the inventory's file."
+        )
     strangers = {*inventory.group("swarm")} - swarm
     if strangers:
         yield f"The group swarm has {names(strangers)}, in neither managers nor workers."

@@ -1,5 +1,6 @@
 """Names, IDs and files of the accounts service, without its HTTP side."""
 
+import contextlib
 import re
 import unicodedata
 
@@ -8,6 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+# Visible characters; few of them where names should be alike.
+VISIBLE = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=80)
+ALIKE = st.text("aA1-_.@'ö", min_size=1, max_size=6)
 PORTABLE = re.compile(r"[a-z_][a-z0-9_.-]{0,31}")
 
 
@@ -50,7 +54,9 @@ def test_other_names_are_derived(name, readable):
     assert re.fullmatch(re.escape(readable) + "-[0-9a-f]{12}", name_of(name))
 
 
-@pytest.mark.parametrize("name", ["", "  ", "x" * 300, "ö" * 128, "a\nb", "a\0b", "a\u202eb", "a\u2028b", "\ud800", 7, None])
+@pytest.mark.parametrize(
+    "name", ["", "  ", "x" * 300, "ö" * 128, "a\nb", "a\0b", "a\u202eb", "a\u2028b", "\ud800", 7, None]
+)
 def test_impossible_names_are_refused(name):
     assert refused(accounts.clean_name, name) == 400
 
@@ -70,29 +76,19 @@ def test_a_taken_name_is_derived():
 
 @given(st.text(max_size=80))
 def test_every_name_is_refused_or_portable(name):
-    try:
-        account = name_of(name)
-    except accounts.RefusedError as error:
-        assert error.status == 400
-    else:
-        assert PORTABLE.fullmatch(account)
+    with contextlib.suppress(accounts.RefusedError):
+        assert PORTABLE.fullmatch(name_of(name))
 
 
-@given(st.text(max_size=40), st.text(max_size=40))
+@given(ALIKE, ALIKE)
 def test_two_names_never_share_an_account(one, other):
-    assume(unicodedata.normalize("NFC", one) != unicodedata.normalize("NFC", other))
-    try:
-        assert name_of(one) != name_of(other)
-    except accounts.RefusedError:
-        assume(False)
+    assume(one != other)
+    assert name_of(one) != name_of(other)
 
 
-@given(st.text(max_size=255), st.integers(1000, 2**31 - 1))
+@given(VISIBLE, st.integers(1000, 2**31 - 1))
 def test_a_line_is_short_and_reads_back(name, uid):
-    try:
-        username = accounts.clean_name(name)
-    except accounts.RefusedError:
-        assume(False)
+    username = accounts.clean_name(name[:60])
     account = accounts.Account(username, accounts.derived_name(username), uid, uid)
     line = account.line()
     assert len(line) < 1024

@@ -110,6 +110,11 @@ BAD_GROUPS = {
         {"swarm": ["node1"]},
         "The group swarm lacks node2 and node3: make managers and workers its children.",
     ),
+    "secrets read as hosts": (
+        {"ungrouped": ["localhost", "0123456789abcdef" * 4]},
+        "Files of the secrets' directory were read as an inventory, so that secrets became host names: "
+        "put `ignore_patterns = ^secrets$` under [inventory] in ansible.cfg, or give -i the inventory's file.",
+    ),
     "stranger in swarm": (
         {"workers": ["node2"]},
         "The group swarm has node3, in neither managers nor workers.",

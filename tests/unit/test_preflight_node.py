@@ -100,7 +100,8 @@ def test_a_kernel_that_serves(kernel, files):
 def test_a_kernel_without_nfs(kernel):
     files = {**ALL_BUILT_IN, "/proc/filesystems": "nodev\toverlay\n"}
     assert kernel(files) == [
-        "has a kernel (7.0) without nfs4, needed for homes on NFS: install the distribution's standard kernel."
+        "has a kernel (7.0) without nfs4, needed for homes on NFS: "
+        "install the distribution's standard kernel."
     ]
 
 

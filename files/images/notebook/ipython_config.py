@@ -3,4 +3,4 @@
 c = get_config()  # noqa: F821 - given by traitlets
 
 # SQLite on an NFS home waits for locks, and for the storage; the history lives as long as the server.
-c.HistoryManager.hist_file = "/tmp/ipython-history.sqlite"
+c.HistoryManager.hist_file = "/tmp/ipython-history.sqlite"  # noqa: S108 - nobody else is in the container
