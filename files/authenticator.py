@@ -1,8 +1,8 @@
 """Login against an LDAP directory, with groups, UIDs and several servers.
 
-`CampusLDAPAuthenticator` keeps the configuration of LDAPAuthenticator 2 and changes what a school needs changed:
+`CampusLDAPAuthenticator` is LDAPAuthenticator 2 with what a school needs besides:
 
-* Hub groups come from LDAP groups (`role_groups`); who is in none of the allowed ones is refused, and told so.
+* Hub groups come from LDAP groups (`role_groups`); who is in none of the allowed ones is told so.
 * Certificates are verified unless someone says otherwise. (ldap3 verifies none of its own accord.)
 * Several servers, with timeouts. A directory that is down gives a sentence on the login page.
 * LDAP is asked in threads of its own: a slow directory does not stop the hub.
@@ -10,8 +10,8 @@
 
 Names: the login name is stripped and put into Unicode's NFC. The name of the hub's user is the entry's
 `user_attribute` (uid) in NFC and lower case. Everything else in a name stays as it is; what is unsafe in a
-filter or a DN is escaped. With several DN templates, a name that stands under more than one of them belongs to
-whose password it is: use search and bind where that can happen, it refuses names that are not unique.
+filter or a DN is escaped. With several DN templates, a name that is under more than one of them is one
+account, for whoever's password it is. Where that can happen use search and bind, which refuses such names.
 
 Sources: RFC 4511 (result codes), RFC 4513 5.1.2 (a bind without a password succeeds and proves nothing),
 RFC 4514 and 4515 (escaping), RFC 4013 (SASLprep).
@@ -146,8 +146,8 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         help="""
         Hub group → DN of the LDAP group whose members are in it.
 
-        Members are found with `group_search_filter`: by the user's DN in `member` or `uniqueMember`, or by the
-        user's name in `memberUid`.
+        Members are found with `group_search_filter`: by the user's DN in `member` or `uniqueMember`, or by
+        the user's name in `memberUid`.
         """,
     ).tag(allow_config=True)
 
@@ -328,8 +328,8 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         """Tell whether a password proves anything.
 
         A bind with a DN and an empty password is anonymous and succeeds on many servers. ldap3 puts passwords
-        through SASLprep *after* it looks whether they are empty, and SASLprep drops characters such as the soft
-        hyphen.
+        through SASLprep *after* it looks whether they are empty, and SASLprep drops some characters, such as
+        the soft hyphen.
         """
         try:
             return bool(password and sasl_prep(password).strip().encode())
@@ -366,9 +366,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         )
         found = self._search(connection, self.user_search_base or "", ldap3.SUBTREE, search_filter)
         if len(found) > 1:
-            self.log.error(
-                "%d entries have the name %r, and one is wanted: %s", len(found), login, list(found)
-            )
+            self.log.error("%r is the name of several entries: %s", login, list(found))
             return None
         return next(iter(found), None)
 

@@ -218,8 +218,8 @@ def group_problems(inventory: Inventory) -> Iterator[str]:
         yield f"The group swarm lacks {names(missing)}: make managers and workers its children."
     if any(SECRET_HOST.fullmatch(host) for host in inventory.group("ungrouped")):
         yield (
-            "Files of the secrets' directory were read as an inventory, so that secrets became host names: "
-            "put `ignore_patterns = ^secrets$` under [inventory] in ansible.cfg, or give -i the inventory's file."
+            "Files of the secrets' directory were read as an inventory, so that secrets became hosts: "
+            "put `ignore_patterns = ^secrets$` under [inventory] in ansible.cfg, or give -i its file."
         )
     strangers = {*inventory.group("swarm")} - swarm
     if strangers:

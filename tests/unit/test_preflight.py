@@ -112,8 +112,8 @@ BAD_GROUPS = {
     ),
     "secrets read as hosts": (
         {"ungrouped": ["localhost", "0123456789abcdef" * 4]},
-        "Files of the secrets' directory were read as an inventory, so that secrets became host names: "
-        "put `ignore_patterns = ^secrets$` under [inventory] in ansible.cfg, or give -i the inventory's file.",
+        "Files of the secrets' directory were read as an inventory, so that secrets became hosts: "
+        "put `ignore_patterns = ^secrets$` under [inventory] in ansible.cfg, or give -i its file.",
     ),
     "stranger in swarm": (
         {"workers": ["node2"]},

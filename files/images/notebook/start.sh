@@ -83,7 +83,7 @@ case ${HOME:-/} in
     ;;
 esac
 # Never anywhere else than where the site said: what is saved in a container is lost with it.
-cd "$HOME" || fail "the home directory $HOME cannot be entered by $(id -u):$(id -g)."
+cd "$HOME" 2>/dev/null || fail "the home directory $HOME cannot be entered by $(id -u):$(id -g)."
 name_account
 export HOME USER="$NB_USER" LOGNAME="$NB_USER" SHELL=/bin/bash
 unset NB_UID NB_GID NB_GROUP NB_GROUPS

@@ -22,7 +22,7 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 KERNEL_BYTES = 4 << 30
 IMAGE_BYTES = 2 << 30
 NODE_BYTES = 4 << 30
-# Capabilities by bit number (linux/capability.h) without which root is root in name only, as in most containers.
+# Capabilities, by bit number (linux/capability.h), without which root is root in name only (most containers).
 CAPABILITIES = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN"}
 
 

@@ -11,6 +11,7 @@ behind, and names belong to others too. What is wanted is a JSON list on standar
   again) is cut off and counts as dead;
 - ``family``: prefixes of arguments by which helpers are known that may outlive it (containerd and its shims);
 - ``remove``: what a dead process leaves behind and a new one trips over;
+- ``unmount``: directories that it may leave mounted;
 - ``create``: directories that a new one needs.
 
 Prints a JSON object ``{"changed": bool, "started": [names], "stopped": [names]}``.
@@ -97,10 +98,10 @@ def end(spec: dict, find: Callable[[dict], list[int]], first: signal.Signals) ->
 def clean(spec: dict) -> None:
     """Remove what a dead process left behind, mounts first."""
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
-    for name in spec.get("remove", []):
-        path = Path(name)
-        for mount in sorted((mount for mount in mounts if Path(mount).is_relative_to(path)), reverse=True):
+    for name in (*spec.get("unmount", []), *spec.get("remove", [])):
+        for mount in sorted((mount for mount in mounts if Path(mount).is_relative_to(name)), reverse=True):
             subprocess.run(["umount", "--lazy", mount], check=False)
+    for path in map(Path, spec.get("remove", [])):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

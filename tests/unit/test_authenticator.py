@@ -1,0 +1,329 @@
+"""The authenticator, against ldap3's directory in memory. Against a real one it is tested by the lab."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+import unicodedata
+from types import SimpleNamespace
+
+import ldap3
+import pytest
+from authenticator import CampusLDAPAuthenticator, normalized
+from ldap3.core.exceptions import LDAPSocketOpenError
+from ldap3.utils.dn import escape_rdn
+from ldapauthenticator.ldapauthenticator import TlsStrategy
+from tornado import web
+
+BASE = "dc=campus,dc=example"
+PEOPLE = f"ou=people,{BASE}"
+SEARCH_DN = f"cn=search,{BASE}"
+GROUPS = {name: f"cn={name},ou=groups,{BASE}" for name in ("students", "teachers", "hub-admins")}
+ODD_NAMES = ["o'brien", "Jörg", "a.b+c@example.org", "*)(uid=*", "a,b\\c", "-rf", "root", "12345", "#hash"]
+
+
+def person_dn(name: str) -> str:
+    """Return the DN of a person."""
+    return f"uid={escape_rdn(name)},{PEOPLE}"
+
+
+class Directory:
+    """A directory in memory, behind one or more addresses."""
+
+    def __init__(self) -> None:
+        """Fill it with the demo users and some odd ones."""
+        self.down: set[str] = set()
+        self.asked: list[str] = []
+        self.threads: set[str] = set()
+        self.entries = {SEARCH_DN: {"objectClass": "organizationalRole", "userPassword": "search-password"}}
+        for name in ["alice", "tina", "ada", "eve", *ODD_NAMES]:
+            self.add(name)
+        self.add("carol", uidNumber="5003", gidNumber="5003")
+        members = {
+            "students": ["alice", "carol", *ODD_NAMES],
+            "teachers": ["tina", "ada"],
+            "hub-admins": ["ada"],
+        }
+        for group, names in members.items():
+            self.entries[GROUPS[group]] = {
+                "objectClass": "groupOfNames",
+                "member": [person_dn(name) for name in names],
+            }
+
+    def add(self, name: str, **attributes: str | list[str]) -> None:
+        """Add a person whose password is the name and `-password`."""
+        entry = {"objectClass": "inetOrgPerson", "uid": name, "userPassword": f"{name}-password"}
+        self.entries[person_dn(name)] = entry | attributes
+
+    def open(self, address: str, userdn: str | None, password: str | None) -> ldap3.Connection:
+        """Stand in for the authenticator's way to a server."""
+        self.asked.append(address)
+        self.threads.add(threading.current_thread().name)
+        if address in self.down:
+            raise LDAPSocketOpenError("connection refused")
+        connection = ldap3.Connection(
+            ldap3.Server("memory", get_info=ldap3.NONE),
+            user=userdn,
+            password=password,
+            client_strategy=ldap3.MOCK_SYNC,
+            check_names=False,
+        )
+        for dn, attributes in self.entries.items():
+            connection.strategy.add_entry(dn, dict(attributes))
+        connection.open()
+        return connection
+
+
+@pytest.fixture
+def directory() -> Directory:
+    """Make a directory for one test."""
+    return Directory()
+
+
+@pytest.fixture(params=["template", "search"])
+def make(request, directory, monkeypatch):
+    """Make authenticators for the directory, with a DN template and with search and bind."""
+    ways = {
+        "template": {"bind_dn_template": f"uid={{username}},{PEOPLE}"},
+        "search": {
+            "lookup_dn": True,
+            "lookup_dn_search_user": SEARCH_DN,
+            "lookup_dn_search_password": "search-password",
+            "user_search_base": PEOPLE,
+        },
+    }
+
+    def build(**more) -> CampusLDAPAuthenticator:
+        settings = {"server_addresses": ["one", "two"], "role_groups": GROUPS, "admin_group": "hub-admins"}
+        authenticator = CampusLDAPAuthenticator(**settings | ways[request.param] | more)
+        monkeypatch.setattr(authenticator, "_open", directory.open)
+        return authenticator
+
+    build.way = request.param
+    return build
+
+
+async def log_in(authenticator: CampusLDAPAuthenticator, name: str, password: str | None = None):
+    """Log in the way JupyterHub's login page does."""
+    password = f"{name}-password" if password is None else password
+    return await authenticator.get_authenticated_user(None, {"username": name, "password": password})
+
+
+async def test_a_student(make):
+    model = await log_in(make(), "alice")
+    assert model["name"] == "alice"
+    assert model["groups"] == ["students"]
+    assert model["admin"] is False
+    assert model["auth_state"] == {"ldap_name": "alice", "ldap_groups": [GROUPS["students"]]}
+
+
+async def test_an_administrator_has_all_groups(make):
+    model = await log_in(make(), "ada")
+    assert model["groups"] == ["teachers", "hub-admins"]
+    assert model["admin"] is True
+
+
+async def test_without_an_admin_group_the_directory_says_nothing_of_admins(make):
+    assert (await log_in(make(admin_group=""), "ada"))["admin"] is None
+    assert (await log_in(make(admin_users={"alice"}), "alice"))["admin"] is True
+
+
+async def test_uid_and_gid_of_the_directory(make):
+    state = (await log_in(make(), "carol"))["auth_state"]
+    assert (state["uid"], state["gid"]) == (5003, 5003)
+    state = (await log_in(make(uid_attribute="", gid_attribute=""), "carol"))["auth_state"]
+    assert "uid" not in state
+    assert "gid" not in state
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "65535", "4294967295", "x", "²", "5003 "])
+async def test_numbers_that_are_no_uid_are_refused(make, directory, number):
+    directory.add("rooty", uidNumber=number)
+    with pytest.raises(web.HTTPError, match="cannot be used"):
+        await log_in(make(), "rooty")
+
+
+async def test_in_no_group(make):
+    with pytest.raises(web.HTTPError) as refusal:
+        await log_in(make(), "eve")
+    assert refusal.value.status_code == 403
+    assert "groups" in refusal.value.log_message
+
+
+async def test_allowed_roles(make):
+    authenticator = make(allowed_roles=["teachers"])
+    assert await log_in(authenticator, "tina")
+    with pytest.raises(web.HTTPError, match="groups"):
+        await log_in(authenticator, "alice")
+
+
+async def test_users_allowed_by_name(make):
+    assert (await log_in(make(allowed_users={"eve"}), "eve"))["groups"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "password"),
+    [
+        ("alice", "wrong"),
+        ("alice", ""),
+        ("alice", " "),
+        ("alice", "\u00ad"),  # SASLprep leaves nothing of a soft hyphen
+        ("alice", "\ud800"),
+        ("mallory", "alice-password"),
+        ("", "alice-password"),
+        ("*", "alice-password"),
+        ("alice)(uid=*", "alice-password"),
+        ("alice,ou=people", "alice-password"),
+        ("alice\0", "alice-password"),
+        ("x" * 300, "alice-password"),
+    ],
+)
+async def test_wrong_name_or_password(make, name, password):
+    assert await log_in(make(), name, password) is None
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+async def test_names_are_data(make, name):
+    model = await log_in(make(), name)
+    assert model["name"] == name.lower()
+    assert model["groups"] == ["students"]
+
+
+async def test_names_that_no_hub_user_can_have(make, directory):
+    directory.add("../../etc")
+    with pytest.raises(web.HTTPError, match="cannot be used"):
+        await log_in(make(), "../../etc")
+
+
+@pytest.mark.parametrize("typed", ["alice", "ALICE", " Alice "])
+async def test_the_directory_says_how_a_name_is_spelt(make, typed):
+    model = await log_in(make(), typed, "alice-password")
+    assert model["name"] == "alice"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+async def test_forms_of_unicode_are_one_name(make, form):
+    model = await log_in(make(), unicodedata.normalize(form, "Jörg"), "Jörg-password")
+    assert model["name"] == unicodedata.normalize("NFC", "jörg")
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_name"), [(" Alice ", "alice"), ("JO\u0308RG", "jörg"), ("\u0130", "i\u0307"), ("ẞ", "ß")]
+)
+def test_normalized(name, hub_name):
+    assert normalized(name) == hub_name
+    assert normalized(normalized(name)) == normalized(name)
+
+
+async def test_an_alias_is_no_second_account(make, directory):
+    directory.add("alice", uid=["al", "alice"])
+    assert (await log_in(make(), "alice"))["name"] == "alice"
+    if make.way == "search":
+        assert (await log_in(make(), "al", "alice-password"))["name"] == "alice"
+
+
+async def test_a_name_that_two_entries_have(make, directory):
+    if make.way == "template":
+        pytest.skip("a template names one entry")
+    directory.entries[f"uid=alice,ou=staff,{PEOPLE}"] = {"objectClass": "inetOrgPerson", "uid": "alice"}
+    assert await log_in(make(), "alice") is None
+
+
+async def test_search_filter(make):
+    authenticator = make(search_filter="(&({userattr}={username})(uidNumber=*))")
+    assert await log_in(authenticator, "carol")
+    assert await log_in(authenticator, "alice") is None
+
+
+@pytest.mark.parametrize("attribute", ["member", "uniqueMember", "memberUid"])
+async def test_ways_to_be_a_member(make, directory, attribute):
+    member = "eve" if attribute == "memberUid" else person_dn("eve")
+    directory.entries[GROUPS["teachers"]] = {"objectClass": "top", attribute: [member]}
+    assert (await log_in(make(), "eve"))["groups"] == ["teachers"]
+
+
+async def test_the_next_server_is_asked_and_remembered(make, directory):
+    directory.down = {"one"}
+    authenticator = make()
+    assert await log_in(authenticator, "alice")
+    assert directory.asked[:2] == ["one", "two"]
+    directory.asked.clear()
+    assert await log_in(authenticator, "alice")
+    assert set(directory.asked) == {"two"}
+
+
+async def test_a_directory_that_is_down(make, directory):
+    directory.down = {"one", "two"}
+    with pytest.raises(web.HTTPError) as trouble:
+        await log_in(make(), "alice")
+    assert trouble.value.status_code == 503
+    assert "does not answer" in trouble.value.log_message
+
+
+async def test_a_search_account_that_is_refused(make):
+    if make.way == "template":
+        pytest.skip("templates need no account")
+    with pytest.raises(web.HTTPError, match="administrators"):
+        await log_in(make(lookup_dn_search_password="old"), "alice")
+
+
+async def test_the_hub_goes_on_while_the_directory_is_slow(make, directory):
+    release = threading.Event()
+    authenticator = make()
+    opened = authenticator._open
+    authenticator._open = lambda *args: (release.wait(10), opened(*args))[1]
+    login = asyncio.create_task(log_in(authenticator, "alice"))
+    await asyncio.sleep(0.05)
+    assert not login.done()
+    release.set()
+    assert await login
+    assert threading.current_thread().name not in directory.threads
+
+
+async def test_refresh(make, directory):
+    authenticator = make()
+
+    def user(name):
+        async def state():
+            return {"ldap_name": name}
+
+        return SimpleNamespace(name=name, get_auth_state=state)
+
+    if make.way == "template":
+        assert await authenticator.refresh_user(user("eve")) is True
+        return
+    assert (await authenticator.refresh_user(user("alice")))["groups"] == ["students"]
+    assert await authenticator.refresh_user(user("eve")) is False
+    assert await authenticator.refresh_user(user("gone")) is False
+    directory.down = {"one", "two"}
+    assert await authenticator.refresh_user(user("alice")) is True
+
+
+def test_certificates_are_verified_unless_told_otherwise():
+    authenticator = CampusLDAPAuthenticator(server_addresses=["ldap.example.org"])
+    tls = authenticator._tls("ldap.example.org")
+    assert (tls.validate, tls.sni) == (ssl.CERT_REQUIRED, "ldap.example.org")
+    assert authenticator._tls("192.0.2.1").sni is None
+    authenticator.tls_kwargs = {"validate": ssl.CERT_NONE}
+    assert authenticator._tls("ldap.example.org").validate == ssl.CERT_NONE
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("directory", ("directory", 0)),
+        ("directory:1636", ("directory", 1636)),
+        ("192.0.2.1:636", ("192.0.2.1", 636)),
+        ("2001:db8::1", ("2001:db8::1", 0)),
+        ("[2001:db8::1]:636", ("2001:db8::1", 636)),
+        ("[2001:db8::1]", ("2001:db8::1", 0)),
+    ],
+)
+def test_addresses(address, parts):
+    assert CampusLDAPAuthenticator._split(address) == parts
+
+
+@pytest.mark.parametrize(("strategy", "port"), [("on_connect", 636), ("before_bind", 389)])
+def test_ports(strategy, port):
+    assert CampusLDAPAuthenticator(tls_strategy=TlsStrategy[strategy]).server_port == port
