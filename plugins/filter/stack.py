@@ -33,7 +33,7 @@ def external_objects(names):
     Returns:
         dict[str, dict]: short name to ``{external: true, name: …}``.
     """
-    pairs = names.items() if isinstance(names, dict) else zip(names, names)
+    pairs = names.items() if isinstance(names, dict) else ((name, name) for name in names)
     return {short: {"external": True, "name": name} for short, name in pairs}
 
 

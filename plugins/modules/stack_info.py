@@ -54,9 +54,9 @@ problems:
   returned: always
 """
 
-import time
+import time  # noqa: E402 - Ansible reads the documentation above it
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
 try:
     import docker
@@ -75,7 +75,7 @@ def wanted_tasks(service, tasks, active_nodes):
         active_nodes (int): number of nodes that take tasks.
 
     Returns:
-        int: replicas, or for a global service the number of its live tasks (at least one when there are nodes).
+        int: replicas, or for a global service the number of its live tasks (one at least).
     """
     mode = service["Spec"]["Mode"]
     if "Replicated" in mode:
@@ -115,7 +115,8 @@ def service_problem(service, tasks, active_nodes):
     if len(running) >= wanted:
         return ""
     error = newest_error(tasks)
-    return f"{service['Spec']['Name']}: {len(running)} of {wanted} tasks run" + (f" ({error})" if error else "")
+    sentence = f"{service['Spec']['Name']}: {len(running)} of {wanted} tasks run"
+    return f"{sentence} ({error})" if error else sentence
 
 
 def look(client, name, services):

@@ -1,5 +1,6 @@
 """The filters and the module behind the role `stack`."""
 
+import ast
 import importlib.util
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_external_objects_of_names_and_of_a_mapping():
 
 @pytest.mark.parametrize("value", ["o'brien", 'a"b', "Jörg\n", True, None, 3, ["x", {"y": False}]])
 def test_python_literal_is_the_value(value):
-    assert eval(python_literal(value)) == value
+    assert ast.literal_eval(python_literal(value)) == value
 
 
 def service(replicas=1, image="hub@sha256:new", force=0):
