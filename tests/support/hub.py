@@ -48,6 +48,8 @@ class HubUser:
         self.name = name
         self.password = f"{name}-lab-password" if password is None else password
         self.session = requests.Session()
+        # Else a REQUESTS_CA_BUNDLE of the environment would take the place of the cluster's CA.
+        self.session.trust_env = False
         self.session.verify = ca
         self.token = ""
 
