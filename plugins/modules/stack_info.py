@@ -19,6 +19,9 @@ options:
     type: list
     elements: str
     required: true
+  file:
+    description: Compose file whose checksum is returned, so that one look tells whether anything is to be done.
+    type: path
   timeout:
     description: Seconds to wait for the services; V(0) looks once and never fails.
     type: int
@@ -38,6 +41,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+checksum:
+  description: SHA-1 of O(file), empty when there is none.
+  type: str
+  returned: always
 converged:
   description: Whether every service runs as specified.
   type: bool
@@ -146,6 +153,7 @@ def main():
         argument_spec={
             "name": {"type": "str", "required": True},
             "services": {"type": "list", "elements": "str", "required": True},
+            "file": {"type": "path"},
             "timeout": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
@@ -164,7 +172,11 @@ def main():
         module.fail_json(msg=f"Docker did not answer about the stack {name}: {error.explanation or error}")
     if problems and timeout:
         module.fail_json(msg=f"The stack {name} does not run after {timeout} s: " + "; ".join(problems))
-    module.exit_json(changed=False, converged=not problems, missing=missing, problems=problems)
+    path = module.params["file"]
+    checksum = (path and module.sha1(path)) or ""
+    module.exit_json(
+        changed=False, checksum=checksum, converged=not problems, missing=missing, problems=problems
+    )
 
 
 if __name__ == "__main__":

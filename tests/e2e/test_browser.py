@@ -76,6 +76,8 @@ def test_a_teacher_works_in_a_browser(
     page.screenshot(path=screenshots / "4-lab.png")
 
     launcher.click()
+    # JupyterLab drops a cell that is run before the kernel is connected.
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=2 * MINUTE)
     cell = page.locator(".jp-Notebook .jp-CodeCell .cm-content").first
     cell.click()
     page.keyboard.type("print('the answer is', 6 * 7)")
