@@ -7,13 +7,13 @@ def nfs_paths_to_set(paths, root, found):
     """Choose the paths that are missing or have another owner, group or mode.
 
     Args:
-        paths (list[dict]): ``name`` below the root, and if they differ from a directory of root's with mode 0755,
-            ``state``, ``owner``, ``group`` (numbers) and ``mode`` (octal text).
+        paths (list[dict]): ``name`` below the root; ``state``, ``owner``, ``group`` (numbers) and ``mode``
+            (octal text) unless it is a directory of root's with mode 0755.
         root (str): directory of all of them.
         found (list[dict]): what the module ``find`` said of those that exist.
 
     Returns:
-        list[dict]: ``path``, ``state``, ``uid``, ``gid`` and ``mode`` of each path to set, in the order given.
+        list[dict]: ``path``, ``state``, ``uid``, ``gid`` and ``mode`` of each, in the order given.
     """
     known = {one["path"]: (one["uid"], one["gid"], int(one["mode"], 8)) for one in found}
     wanted = [

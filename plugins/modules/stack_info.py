@@ -20,7 +20,7 @@ options:
     elements: str
     required: true
   file:
-    description: Compose file whose checksum is returned, so that one look tells whether anything is to be done.
+    description: Compose file whose checksum is returned, so that one look tells what there is to do.
     type: path
   timeout:
     description: Seconds to wait for the services; V(0) looks once and never fails.

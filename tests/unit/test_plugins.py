@@ -1,4 +1,4 @@
-"""The filters and the module behind the role `stack`."""
+"""The small filters, and the module behind the role `stack`."""
 
 import ast
 import importlib.util
@@ -19,6 +19,7 @@ def load(path):
 
 stack = load(ROOT / "plugins/filter/stack.py")
 stack_info = load(ROOT / "plugins/modules/stack_info.py")
+nfs = load(ROOT / "plugins/filter/nfs.py")
 python_literal = load(ROOT / "plugins/filter/python_literal.py").python_literal
 
 
@@ -89,3 +90,22 @@ def test_a_global_service_wants_a_task_on_each_node_that_it_has_one_for():
     spec["Spec"]["Mode"] = {"Global": {}}
     assert stack_info.service_problem(spec, one_of_two, 2) == "s_hub: 1 of 2 tasks run"
     assert stack_info.service_problem(spec, [], 2) == "s_hub: 0 of 1 tasks run"
+
+
+def test_only_paths_that_differ_are_set():
+    paths = [
+        {"name": ""},
+        {"name": "homes", "mode": "0711"},
+        {"name": "hub", "owner": 991, "group": 991},
+        {"name": "new", "state": "touch"},
+    ]
+    found = [
+        {"path": "/srv/nfs", "uid": 0, "gid": 0, "mode": "0755"},
+        {"path": "/srv/nfs/homes", "uid": 0, "gid": 0, "mode": "0755"},
+        {"path": "/srv/nfs/hub", "uid": 991, "gid": 991, "mode": "0755"},
+    ]
+    chosen = nfs.nfs_paths_to_set(paths, "/srv/nfs", found)
+    assert [(one["path"], one["state"]) for one in chosen] == [
+        ("/srv/nfs/homes", "directory"),
+        ("/srv/nfs/new", "touch"),
+    ]
