@@ -51,7 +51,9 @@ def test_a_restarted_hub_keeps_sessions_servers_and_kernels(cluster: Cluster, al
     assert cluster.notebook("alice") == service
     assert kernel.run("print(state)").strip() == "still here"
     # The session's cookie, not only the token, opens the running server.
-    assert alice.get("/user/alice/api/status").status_code == 200
+    page = alice.get("/user/alice/lab")
+    assert page.status_code == 200
+    assert page.url.endswith("/user/alice/lab")
     kernel.shutdown()
 
 

@@ -223,9 +223,9 @@ async def test_an_alias_is_no_second_account(make, directory):
         assert (await log_in(make(), "al", "alice-password"))["name"] == "alice"
 
 
+@pytest.mark.parametrize("make", ["search"], indirect=True)
 async def test_a_name_that_two_entries_have(make, directory):
-    if make.way == "template":
-        pytest.skip("a template names one entry")
+    """A template could name one of them only."""
     directory.entries[f"uid=alice,ou=staff,{PEOPLE}"] = {"objectClass": "inetOrgPerson", "uid": "alice"}
     assert await log_in(make(), "alice") is None
 
@@ -261,9 +261,8 @@ async def test_a_directory_that_is_down(make, directory):
     assert "does not answer" in trouble.value.log_message
 
 
+@pytest.mark.parametrize("make", ["search"], indirect=True)
 async def test_a_search_account_that_is_refused(make):
-    if make.way == "template":
-        pytest.skip("templates need no account")
     with pytest.raises(web.HTTPError, match="administrators"):
         await log_in(make(lookup_dn_search_password="old"), "alice")
 
