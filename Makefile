@@ -30,7 +30,7 @@ $(VENV)/.installed: requirements.txt requirements.yml
 	  $(SUDO) apt-get update -q
 	  $(SUDO) apt-get install -y -q python3-venv openssh-client
 	fi
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/pip install -q -r requirements.txt
 	$(VENV)/bin/ansible-galaxy collection install -r requirements.yml
 	touch $@
