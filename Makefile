@@ -56,7 +56,10 @@ unit: $(VENV)/.installed ## Unit tests: the Python, the templates, the collectio
 
 .PHONY: molecule
 molecule: $(VENV)/.installed ## Deploy on throwaway nodes and use the cluster as its users do
-	@command -v chromium > /dev/null || $(SUDO) apt-get install -y -q --no-install-recommends chromium
+	@if ! command -v chromium > /dev/null; then
+	  $(SUDO) apt-get update -q
+	  $(SUDO) apt-get install -y -q --no-install-recommends chromium
+	fi
 	molecule test --all
 
 .PHONY: lab-down
