@@ -50,10 +50,14 @@ def test_a_restarted_hub_keeps_sessions_servers_and_kernels(cluster: Cluster, al
     assert alice.server["ready"]
     assert cluster.notebook("alice") == service
     assert kernel.run("print(state)").strip() == "still here"
+
     # The session's cookie, not only the token, opens the running server.
-    page = alice.get("/user/alice/lab")
-    assert page.status_code == 200
-    assert page.url.endswith("/user/alice/lab")
+    # The running server asks the new hub about it, at an address that it has to learn first.
+    def opened() -> bool:
+        page = alice.get("/user/alice/lab")
+        return page.status_code == 200 and page.url.endswith("/user/alice/lab")
+
+    wait_for("alice's page", opened, timeout=120)
     kernel.shutdown()
 
 
