@@ -9,12 +9,13 @@ Environment:
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, wait_for
 from hub import HubUser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,12 +30,32 @@ ORDER = [
     "test_accounts",
     "test_browser",
     "test_lifecycle",
+    "test_starts",
+    "test_failures",
 ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the modules in ORDER: a user's first start happens only once in a cluster's life."""
     items.sort(key=lambda item: ORDER.index(item.path.stem))
+
+
+STUDENTS_AND_TEACHERS = ["alice", "bob", "carol", "tina", "ada"]
+
+# Lines of jupyterhub_config.py. A spawner outlives its start: what one sets is put back before the next.
+TUNABLE = """
+def take_traits(spawner):
+    for name, value in getattr(spawner, "traits_before", {}).items():
+        setattr(spawner, name, value)
+    wanted = spawner.user_options.get("traits", {})
+    spawner.traits_before = {name: getattr(spawner, name) for name in wanted}
+    for name, value in wanted.items():
+        setattr(spawner, name, value)
+
+c.Spawner.pre_spawn_hook = take_traits
+# The start button answers at once, so that every stage can be seen.
+c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.2, "slow_stop_timeout": 60}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +88,18 @@ def user(new_user: Callable[..., HubUser]) -> Iterator[Callable[[str], HubUser]]
     yield get
     for known in users.values():
         known.stop()
+
+
+@pytest.fixture(scope="session")
+def tunable(cluster: Cluster, user: Callable[[str], HubUser]) -> Iterator[Cluster]:
+    """The cluster with a hub whose spawner takes any trait from a start's options."""
+    cluster.playbook("site.yml", "--extra-vars", json.dumps({"hub_extra_config": TUNABLE}))
+    wait_for("the hub's pages", user("alice").logged_in, timeout=180)
+    yield cluster
+    for name in STUDENTS_AND_TEACHERS:
+        user(name).stop()
+    cluster.playbook("site.yml")
+    wait_for("the hub's pages", user("alice").logged_in, timeout=180)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,7 +135,8 @@ class Cluster:
 
     def playbook(self, name: str, *arguments: str, timeout: float = 1800) -> dict[str, dict[str, int]]:
         """Run one of the playbooks, and return the recap's counters by host."""
-        command = ["ansible-playbook", "-i", str(self.inventory.path), f"playbooks/{name}", *arguments]
+        program = str(Path(sys.executable).with_name("ansible-playbook"))
+        command = [program, "-i", str(self.inventory.path), f"playbooks/{name}", *arguments]
         environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
         environment.pop("ANSIBLE_FORCE_COLOR", None)
         done = subprocess.run(
@@ -193,6 +195,10 @@ class Cluster:
             if self._address(member) in by_address
         }
 
+    def hostname(self, node: Node) -> str:
+        """Name of a node in the swarm."""
+        return next(host for host, name in self.node_names().items() if name == node.name)
+
     @staticmethod
     def _address(member: dict[str, Any]) -> str:
         """Address of a swarm member; a leading manager's own status may say 0.0.0.0."""
@@ -248,14 +254,30 @@ class Cluster:
             self.storage.run("docker", "start", name, timeout=120)
 
     @contextlib.contextmanager
-    def closed(self, node: Node) -> Iterator[None]:
-        """Keep new tasks off a node for the length of a block, without moving those that run there."""
-        host = next(host for host, name in self.node_names().items() if name == node.name)
-        self.docker("node", "update", "--availability", "pause", host)
+    def closed(self, *nodes: Node) -> Iterator[None]:
+        """Keep new tasks off nodes for the length of a block, without moving those that run there."""
+        hosts = [self.hostname(node) for node in nodes]
+        try:
+            for host in hosts:
+                self.docker("node", "update", "--availability", "pause", host)
+            yield
+        finally:
+            for host in hosts:
+                self.docker("node", "update", "--availability", "active", host)
+
+    @contextlib.contextmanager
+    def lost(self, node: Node) -> Iterator[None]:
+        """Cut a node off from all others for the length of a block; it runs on and SSH still reaches it."""
+        node.run("nft", "--file", "-", stdin=CUT_OFF)
         try:
             yield
         finally:
-            self.docker("node", "update", "--availability", "active", host)
+            node.run("nft", "delete", "table", "inet", "campus_test")
+            wait_for(f"{node.name} back", lambda: self.node_status(node) == "ready", timeout=180)
+
+    def node_status(self, node: Node) -> str:
+        """What the swarm says about a node: `ready` or `down`."""
+        return self.docker("node", "inspect", "--format", "{{.Status.State}}", self.hostname(node)).strip()
 
     def restart(self, role: str, timeout: float = 180) -> None:
         """Replace the task of a service of the cluster itself and wait for the new one."""
@@ -287,6 +309,22 @@ class Cluster:
             answer["text"] = json.loads(answer["text"])
         return answer["status"], answer["text"]
 
+
+# Everything but SSH is dropped, before any other table sees it.
+CUT_OFF = """
+table inet campus_test {
+    chain input {
+        type filter hook input priority -500; policy drop;
+        iifname "lo" accept
+        tcp dport 22 accept
+    }
+    chain output {
+        type filter hook output priority -500; policy drop;
+        oifname "lo" accept
+        tcp sport 22 accept
+    }
+}
+"""
 
 # Runs in the accounts container; the request comes on standard input, so that no name meets a shell.
 ACCOUNTS_CLIENT = """

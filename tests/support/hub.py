@@ -122,15 +122,43 @@ class HubUser:
         server = self.server
         if server and server["ready"]:
             return self
-        answer = self.api("POST", f"/hub/api/users/{self.name}/server", timeout=START_TIMEOUT)
-        if answer.status_code >= 400:
-            raise SpawnFailed(json_message(answer))
-        if answer.status_code == 202:
-            self._follow_progress()
+        self.spawn()
         wait_for("the server's own API", self._answers, timeout=START_TIMEOUT)
         return self
 
-    def _follow_progress(self) -> None:
+    def request_start(self, options: dict[str, Any] | None = None) -> requests.Response:
+        """Press the start button: 201 when the server is ready, 202 while it starts, else why not.
+
+        Args:
+            options: The form's answers, `user_options` of the spawner.
+        """
+        path = f"/hub/api/users/{self.name}/server"
+        # Without options the hub would take those of the last start.
+        body = {"user_options": options or {}}
+        return self.api("POST", path, json=body, timeout=START_TIMEOUT)
+
+    def spawn(self, options: dict[str, Any] | None = None) -> list[str]:
+        """Start the server and return when the hub calls it ready.
+
+        Args:
+            options: The form's answers, `user_options` of the spawner.
+
+        Returns:
+            The messages of the progress page, as far as there was time to show them.
+
+        Raises:
+            SpawnFailed: With the messages the user reads on the progress page.
+        """
+        answer = self.request_start(options)
+        if answer.status_code >= 400:
+            raise SpawnFailed(json_message(answer))
+        return self.follow_progress() if answer.status_code == 202 else []
+
+    def request_stop(self) -> requests.Response:
+        """Press the stop button: 204 when the server is gone, 202 while it ends, 400 if there is none."""
+        return self.api("DELETE", f"/hub/api/users/{self.name}/server", timeout=STOP_TIMEOUT)
+
+    def follow_progress(self) -> list[str]:
         """Read the progress events until the server is ready, as the spawn page does."""
         deadline = time.monotonic() + START_TIMEOUT
         messages: list[str] = []
@@ -138,7 +166,7 @@ class HubUser:
         # The stream sends empty lines while nothing happens, so a read always ends.
         with self.api("GET", path, stream=True) as stream:
             if stream.status_code == 400:
-                return  # ended meanwhile; whether well is for the caller to see
+                return messages  # ended meanwhile; whether well is for the caller to see
             stream.raise_for_status()
             for line in stream.iter_lines(decode_unicode=True):
                 assert time.monotonic() < deadline, f"the server is not ready: {messages}"
@@ -149,7 +177,7 @@ class HubUser:
                 if event.get("failed"):
                     raise SpawnFailed("\n".join(messages))
                 if event.get("ready"):
-                    return
+                    return messages
         raise SpawnFailed("the progress ended without a result:\n" + "\n".join(messages))
 
     def _answers(self) -> bool:
@@ -157,7 +185,7 @@ class HubUser:
 
     def stop(self) -> None:
         """Stop the server if there is one and wait until it is gone."""
-        answer = self.api("DELETE", f"/hub/api/users/{self.name}/server", timeout=STOP_TIMEOUT)
+        answer = self.request_stop()
         assert answer.status_code in (202, 204, 400), answer.text
         wait_for("the server's end", lambda: self.server is None, timeout=STOP_TIMEOUT)
 
