@@ -24,7 +24,7 @@ import time
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 from urllib.parse import quote
 from weakref import WeakValueDictionary
@@ -66,6 +66,13 @@ SAFE = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"  # a name as part of a path or of a list
 ENDED = {"complete", "shutdown", "failed", "rejected", "remove", "orphaned"}
 NO_STORAGE = "Your home directory's storage is not available at the moment."
 MOUNT_KEYS = {"name", "device", "target", "read_only", "groups", "options", "server"}
+BIND_KEYS = {"source", "target", "read_only", "groups"}
+# Who reaches Docker's socket or the system's settings rules the node: no allow-list opens these, nor what
+# holds them. Sockets are in /run, devices and the kernel's switches in /dev, /proc and /sys.
+NEVER_BOUND = [
+    *("/boot", "/dev", "/etc", "/proc", "/root", "/run", "/sys"),
+    *("/var/lib/containerd", "/var/lib/docker", "/var/run"),
+]
 
 # What Docker writes into a task's Status.Err, and what a student can pass on. First match wins.
 DOCKER_SAYS = [
@@ -224,6 +231,72 @@ def explain_task(task, node="the node"):
         words = printable(said or status.get("Message", "") or task_state(task))[:200]
         return "docker", f"Docker could not run your server: {words}.", said
     return "unknown", f"Your server is not running (state {task_state(task)}).", said
+
+
+def below(path, directory):
+    """Whether an absolute path is a directory or something in it."""
+    return PurePosixPath(path).is_relative_to(directory)
+
+
+def inside(source, around):
+    """Whether a path is deeper than another; a field in the other's last part may stand for any name.
+
+    Args:
+        source: absolute path or template.
+        around: absolute path, or template with fields in its last part only.
+    """
+    path, other = PurePosixPath(source), PurePosixPath(around)
+    return other.parent in path.parents[1:] if "{" in other.name else other in path.parents
+
+
+def is_plain(path):
+    """Whether a path is absolute, without `.`, `..`, empty parts and control characters."""
+    return (
+        path.isprintable() and path.startswith("/") and path == "/" + "/".join(PurePosixPath(path).parts[1:])
+    )
+
+
+def check_bind(source, allowed):
+    """Refuse a directory of a node that must not be mounted into a server.
+
+    Args:
+        source: absolute path, or a template of one whose last part alone has fields.
+        allowed: directories of which one must hold it.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    if not is_plain(source) or ".." in source:
+        raise ValueError(f"{source!r} is not a plain absolute path")
+    if any(below(source, never) or below(never, source) for never in NEVER_BOUND):
+        raise ValueError(f"{source!r} would open the node itself")
+    if not any(below(source, directory) for directory in allowed):
+        raise ValueError(f"{source!r} is in none of allowed_bind_paths")
+    if "{" in str(PurePosixPath(source).parent):
+        # its owner could put a symlink in the place of what comes behind
+        raise ValueError(f"{source!r} has a field before its last part")
+
+
+def spec_changes(old, new, path=""):
+    """Where two task specs differ, without the values: an environment holds tokens.
+
+    Args:
+        old: a spec as the Docker API gives it.
+        new: another.
+        path: what stands before each name.
+
+    Returns:
+        Names such as `ContainerSpec.Image`, sorted.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [one for key in keys for one in spec_changes(old.get(key), new.get(key), join_path(path, key))]
+    return [] if old == new else [path or "everything"]
+
+
+def join_path(*parts):
+    """Join the parts that are not empty with dots."""
+    return ".".join(part for part in parts if part)
 
 
 def explain_docker_error(error):
@@ -424,6 +497,16 @@ class NfsSwarmSpawner(SwarmSpawner):
         """,
     )
 
+    home_dir = Unicode(
+        config=True,
+        help="""
+        The server's HOME. Same fields as `home_device`. Empty: `home_target`.
+
+        With `home_target = "/home/jovyan/work"` and `home_dir = "/home/jovyan"` only `work` is on the
+        storage; what else lies in HOME ends with the server. Jupyter shows `home_target` either way.
+        """,
+    )
+
     nfs_mounts = List(
         Dict(),
         config=True,
@@ -446,21 +529,73 @@ class NfsSwarmSpawner(SwarmSpawner):
                 raise TraitError(f"nfs_mounts: {mount}: missing {sorted(missing)}, unknown {sorted(unknown)}")
         return proposal.value
 
+    allowed_bind_paths = List(
+        Unicode(),
+        config=True,
+        help="""
+        Directories of the nodes that `bind_mounts` may mount, or mount something of. Empty: none.
+
+        The node itself is never among them: no Docker socket, no /etc, no /.
+        """,
+    )
+
+    @validate("allowed_bind_paths")
+    def _validate_allowed_bind_paths(self, proposal):
+        for path in proposal.value:
+            if "{" in path:
+                raise TraitError(f"allowed_bind_paths: {path!r} has a field")
+            self._refuse_bind("allowed_bind_paths", path, [path])
+        return proposal.value
+
+    bind_mounts = List(
+        Dict(),
+        config=True,
+        help="""
+        Directories of the nodes: a list of dicts with
+
+        - source: path on the node, in one of `allowed_bind_paths`; its last part may have the fields of
+          `home_device` but {home}
+        - target: template of the path in the container
+        - groups (optional): as in `nfs_mounts`
+        - read_only (True)
+        """,
+    )
+
+    @validate("bind_mounts")
+    def _validate_bind_mounts(self, proposal):
+        writable = [mount["source"] for mount in proposal.value if not mount.get("read_only", True)]
+        for mount in proposal.value:
+            missing, unknown = {"source", "target"} - set(mount), set(mount) - BIND_KEYS
+            if missing or unknown:
+                raise TraitError(
+                    f"bind_mounts: {mount}: missing {sorted(missing)}, unknown {sorted(unknown)}"
+                )
+            self._refuse_bind("bind_mounts", mount["source"], self.allowed_bind_paths)
+            around = [path for path in writable if inside(mount["source"], path)]
+            if around:
+                # who writes there could put a symlink in its place
+                raise TraitError(
+                    f"bind_mounts: {mount['source']!r} is in {around[0]!r}, which servers may write"
+                )
+        return proposal.value
+
+    @staticmethod
+    def _refuse_bind(trait, source, allowed):
+        try:
+            check_bind(source, allowed)
+        except ValueError as error:
+            raise TraitError(f"{trait}: {error}") from error
+
     tmpfs_mounts = Dict(
         value_trait=Unicode(),
         key_trait=Unicode(),
         config=True,
         help="""
         Directories in memory: target to size such as `64M`, or to an empty text for no limit of their own.
-        Default: what a server needs to write when `read_only_rootfs` is set, else none.
+        Targets are templates with the fields of `home_device`. What a server needs to write when
+        `read_only_rootfs` is set comes on top.
         """,
     )
-
-    @default("tmpfs_mounts")
-    def _default_tmpfs_mounts(self):
-        if not self.read_only_rootfs:
-            return {}
-        return {"/tmp": "", "/run": "16M", "/var/lib/extrausers": "1M"}  # noqa: S108  # the container's own
 
     volume_prefix = Unicode(
         "jupyter",
@@ -622,6 +757,8 @@ class NfsSwarmSpawner(SwarmSpawner):
     )
 
     start_id = Unicode(help="Names one start of this server.")
+
+    task_id = Unicode(help="The task of this start: a service that is left alone never has another.")
 
     @default("start_timeout")
     def _default_start_timeout(self):
@@ -892,31 +1029,75 @@ class NfsSwarmSpawner(SwarmSpawner):
             "o": f"addr={server or self.nfs_server},{options or self.nfs_options}",
             "device": self.format_account(device, **more),
         }
+        volume = self.volume_name(self.format_account(name, **more), driver_options)
         return Mount(
             target=self.format_account(target, **more),
-            source=self.volume_name(self.format_account(name, **more), driver_options),
+            source=volume,
             type="volume",
             read_only=read_only,
             # without, Docker copies the image's files into an empty directory, as root
             no_copy=True,
+            # by it playbooks/clean_volumes.yml knows the volume for the spawner's
+            labels={LABEL + "volume": digest(driver_options, 12)},
             driver_config=DriverConfig("local", driver_options),
         )
 
-    @property
-    def mounts(self):
-        """All mounts: home, further NFS volumes, memory."""
-        mounts = []
-        if self.home_device:
-            mounts.append(self.nfs_mount("home-{account}", self.home_device, self.home_target))
-        for mount in self.nfs_mounts:
+    def bind_mount(self, source, target, read_only=True, **more):
+        """A directory of the node as a mount.
+
+        Args:
+            source: template of its path on the node.
+            target: template of the path in the container.
+            read_only: whether it is.
+            more: further fields for the templates.
+
+        Raises:
+            SpawnFailed: the path is not allowed.
+        """
+        path = self.format_account(source, **more)
+        try:
+            check_bind(path, self.allowed_bind_paths)
+            if PurePosixPath(path).parent != PurePosixPath(source).parent:
+                raise ValueError(f"{path!r} is deeper than {source!r}")
+        except ValueError as error:
+            message = "A directory that your server would mount is not allowed."
+            raise SpawnFailed(message, reason="mount", detail=f"bind_mounts: {error}") from error
+        return Mount(self.format_account(target, **more), path, type="bind", read_only=read_only)
+
+    def each_mount(self, mounts):
+        """The arguments of every mount that the user gets: once, or once for each group that fits.
+
+        Args:
+            mounts: `nfs_mounts` or `bind_mounts`.
+        """
+        for mount in mounts:
             rest = {key: value for key, value in mount.items() if key != "groups"}
             if "groups" not in mount:
-                mounts.append(self.nfs_mount(**rest))
+                yield rest
                 continue
             for group in self.group_names:
                 if any(fnmatchcase(group, pattern) for pattern in mount["groups"]):
-                    mounts.append(self.nfs_mount(**rest, group=self.safe_group(group)))
-        for target, size in sorted(self.tmpfs_mounts.items()):
+                    yield {**rest, "group": self.safe_group(group)}
+
+    @property
+    def needed_tmpfs(self):
+        """What a server writes besides its home when the root file system is read-only."""
+        if not self.read_only_rootfs:
+            return {}
+        # HOME itself, if the storage is only a directory in it
+        home = {} if below(self.home_dir or self.home_target, self.home_target) else {self.home_dir: ""}
+        return {"/tmp": "", "/run": "16M", "/var/lib/extrausers": "1M", **home}  # noqa: S108  # the container's own
+
+    @property
+    def mounts(self):
+        """All mounts: home, further NFS volumes, directories of the node, memory."""
+        mounts = []
+        if self.home_device:
+            mounts.append(self.nfs_mount("home-{account}", self.home_device, self.home_target))
+        mounts += [self.nfs_mount(**mount) for mount in self.each_mount(self.nfs_mounts)]
+        mounts += [self.bind_mount(**mount) for mount in self.each_mount(self.bind_mounts)]
+        for template, size in sorted({**self.needed_tmpfs, **self.tmpfs_mounts}.items()):
+            target = self.format_account(template)
             mounts.append(Mount(target, None, type="tmpfs", tmpfs_size=size or None, tmpfs_mode=0o1777))
         return mounts
 
@@ -936,9 +1117,8 @@ class NfsSwarmSpawner(SwarmSpawner):
     def get_env(self):
         """The server's environment: upstream's, and the identity for the image's start script."""
         env = super().get_env()
-        home = self.format_account(self.home_target)
         ours = {
-            "HOME": home,
+            "HOME": self.format_account(self.home_dir or self.home_target),
             "NB_USER": self.account["account"],
             "NB_UID": str(self.account["uid"]),
             "NB_GID": str(self.account["gid"]),
@@ -952,7 +1132,7 @@ class NfsSwarmSpawner(SwarmSpawner):
             ),
         }
         if not self.notebook_dir:
-            ours["JUPYTERHUB_ROOT_DIR"] = home
+            ours["JUPYTERHUB_ROOT_DIR"] = self.format_account(self.home_target)
         # what the administrator wrote into `environment` comes first, as upstream has it
         env.update({key: value for key, value in ours.items() if key not in self.environment})
         for key, value in env.items():
@@ -1049,18 +1229,19 @@ class NfsSwarmSpawner(SwarmSpawner):
         """Take up what `get_state` gave."""
         super().load_state(state)
         self.start_id = state.get("start_id", "")
+        self.task_id = state.get("task_id", "")
 
     def get_state(self):
         """What a restarted hub needs to find the server."""
         state = super().get_state()
         if self.object_id:
-            state["start_id"] = self.start_id
+            state |= {"start_id": self.start_id, "task_id": self.task_id}
         return state
 
     def clear_state(self):
         """Forget the start; the next one has another name."""
         super().clear_state()
-        self.object_id = self.object_name = self.start_id = ""
+        self.object_id = self.object_name = self.start_id = self.task_id = ""
 
     # -- progress --
 
@@ -1173,6 +1354,7 @@ class NfsSwarmSpawner(SwarmSpawner):
             if task_ended(task) or task_unwanted(task):
                 await self.fail(task, node)
             if state == "running" and await self.server_answers():
+                self.task_id = task.get("ID", "")
                 self.stage(95, "Your server answers")
                 return
             if time.monotonic() - since > self.patience:
@@ -1404,6 +1586,7 @@ class NfsSwarmSpawner(SwarmSpawner):
                 return 0
             lost = not task_ended(task) and (task_unwanted(task) or await self.node_down(task))
             if not task_ended(task) and not lost:
+                await self.notice_change(task)
                 return None
             node = await self.node_name(task)
             sentence = f"node {node} was lost" if lost else explain_task(task, f"node {node}")[1]
@@ -1416,10 +1599,33 @@ class NfsSwarmSpawner(SwarmSpawner):
             return None
         return task["Status"].get("ContainerStatus", {}).get("ExitCode") or 1
 
+    async def notice_change(self, task):
+        """Log, once and by name, that somebody updated the service: the hub never does.
+
+        Args:
+            task: the task that runs now.
+        """
+        before, self.task_id = self.task_id, task.get("ID", "")
+        if before in {"", self.task_id}:
+            return
+        old = next((one for one in await self.get_tasks() if one.get("ID") == before), {})
+        changed = spec_changes(old.get("Spec"), task.get("Spec")) or ["the number of its tasks"]
+        self.log.warning(
+            "Service %s of %s was updated by somebody else and swarm replaced its task; changed: %s. "
+            "The next start has the hub's own configuration again",
+            self.object_name,
+            self._log_name,
+            ", ".join(changed),
+        )
+
+    async def get_tasks(self):
+        """All tasks of this start's service that swarm remembers."""
+        return await self.docker("tasks", filters={"service": self.object_id or self.object_name})
+
     async def get_task(self):
         """The task of this start, or None if the service is gone or has none."""
         try:
-            tasks = await self.docker("tasks", filters={"service": self.object_id or self.object_name})
+            tasks = await self.get_tasks()
         except APIError as error:
             if error.status_code == 404:
                 return None

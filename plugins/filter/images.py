@@ -73,7 +73,7 @@ def in_build_order(images: dict[str, dict[str, Any]]) -> list[str]:
         parent = images[name].get("parent")
         if parent:
             if parent not in images:
-                raise AnsibleFilterError(f"image {name}: images_list does not name its parent {parent}")
+                raise AnsibleFilterError(f"image {name}: no image is called as its parent {parent}")
             visit(parent, (*descendants, name))
         ordered.append(name)
 
@@ -94,7 +94,7 @@ def images_plan(
     """Say for each image what it will be called and what it is built from.
 
     Args:
-        images: The list of variable `images_list`: name, and optionally context, files, args, parent, hosts.
+        images: `images_list` and `images_extra`: name, perhaps context, files, args, parent, from, hosts.
         files_dir: The collection's `files` directory, in which contexts (`images/NAME`) and extra files lie.
         repository: What stands before the image's name, such as `198.51.100.11:5000/campus`.
         base_os: What the images without a parent start from, as far as it changes their content.
@@ -112,12 +112,14 @@ def images_plan(
     by_name: dict[str, dict[str, Any]] = {}
     for image in images:
         if image["name"] in by_name:
-            raise AnsibleFilterError(f"images_list names {image['name']} twice")
+            raise AnsibleFilterError(f"images_list and images_extra name {image['name']} twice")
         by_name[image["name"]] = image
     references = references or {}
     unknown = sorted(set(references) - set(by_name))
     if unknown:
-        raise AnsibleFilterError(f"images_references names {', '.join(unknown)}, which images_list does not")
+        raise AnsibleFilterError(
+            f"images_references names {', '.join(unknown)}, which are no images of the cluster"
+        )
 
     root = Path(files_dir).resolve()
     plan: dict[str, dict[str, Any]] = {}
@@ -130,20 +132,23 @@ def images_plan(
             plan[name] = entry | {"image": reference, "tag": reference, "external": True}
             continue
         parent = plan.get(image.get("parent", ""))
+        origin = image.get("from") or ""
+        if origin and parent:
+            raise AnsibleFilterError(f"image {name} has both a parent and a from")
         args = {key: str(value) for key, value in ((build_args or {}) | image.get("args", {})).items()}
         context = root / "images" / image.get("context", name)
         files = [root / file for file in image.get("files", [])]
         content = {
             "args": args,
             "context": context_digest(context, files),
-            "parent": parent["tag"] if parent else (base_os or {}),
+            "parent": parent["tag"] if parent else origin or (base_os or {}),
             "serial": serial,
         }
         tag = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:TAG_LENGTH]
         plan[name] = entry | {
             "tag": tag,
             "image": f"{repository}/{name}:{tag}",
-            "base": parent["image"] if parent else "",
+            "base": parent["image"] if parent else origin,
             "context": str(context),
             "files": [str(file) for file in files],
             "args": args,

@@ -30,6 +30,7 @@ ORDER = [
     "test_accounts",
     "test_browser",
     "test_lifecycle",
+    "test_image",
     "test_starts",
     "test_failures",
 ]
@@ -56,6 +57,24 @@ c.Spawner.pre_spawn_hook = take_traits
 # The start button answers at once, so that every stage can be seen.
 c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.2, "slow_stop_timeout": 60}
 """
+
+# A stand-in for a docker-stacks image, and the overlay on it, as docs/images.md has it.
+IMAGES = [
+    {
+        "name": "docker-stacks",
+        "context": str(ROOT / "tests/e2e/images/docker-stacks"),
+        "parent": "base",
+        "hosts": ["swarm"],
+    },
+    {
+        "name": "docker-stacks-overlay",
+        "parent": "docker-stacks",
+        "files": [
+            f"images/notebook/{name}" for name in ("start.sh", "jupyter_config.py", "ipython_config.py")
+        ],
+        "hosts": ["swarm"],
+    },
+]
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +112,12 @@ def user(new_user: Callable[..., HubUser]) -> Iterator[Callable[[str], HubUser]]
 @pytest.fixture(scope="session")
 def tunable(cluster: Cluster, user: Callable[[str], HubUser]) -> Iterator[Cluster]:
     """The cluster with a hub whose spawner takes any trait from a start's options."""
-    cluster.playbook("site.yml", "--extra-vars", json.dumps({"hub_extra_config": TUNABLE}))
+    variables = {
+        "hub_extra_config": TUNABLE,
+        "images_extra": IMAGES,
+        "hub_notebook_images": {"hub-admins": "docker-stacks-overlay", "teachers": "docker-stacks"},
+    }
+    cluster.playbook("site.yml", "--extra-vars", json.dumps(variables))
     wait_for("the hub's pages", user("alice").logged_in, timeout=180)
     yield cluster
     for name in STUDENTS_AND_TEACHERS:

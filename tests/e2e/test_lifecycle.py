@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 
 import pytest
 from cluster import Cluster, wait_for
@@ -102,36 +101,3 @@ def test_a_storage_pause_holds_a_notebook_and_loses_nothing(cluster: Cluster, al
     lines = cluster.storage.run("cat", f"{cluster.storage_dir}{account['home']}/counter.txt").split()
     assert lines == [str(number) for number in range(reported)]
     kernel.shutdown()
-
-
-def test_identity_root_gives_the_same_file(cluster: Cluster, user: Callable[[str], HubUser]) -> None:
-    """Images that start as root and move over themselves write under the same UID and GID."""
-    alice = user("alice")
-    alice.stop()
-    cluster.playbook("site.yml", "--extra-vars", "hub_identity=root")
-    try:
-        wait_for("the hub's pages", alice.logged_in, timeout=180)
-        alice.start()
-        service = cluster.notebook("alice")
-        started_as = cluster.docker(
-            "service", "inspect", "--format", "{{.Spec.TaskTemplate.ContainerSpec.User}}", service
-        )
-        assert started_as.strip() in ("", "0", "root", "0:0")
-        _, account = cluster.accounts("GET", "/accounts/alice")
-        seen = alice.json(
-            "import json, os, pathlib\n"
-            "pathlib.Path.home().joinpath('root.txt').write_text('x')\n"
-            "status = pathlib.Path('/proc/self/status').read_text()\n"
-            "effective = next(line for line in status.splitlines() if line.startswith('CapEff'))\n"
-            "print(json.dumps([os.getuid(), os.getgid(), os.getgroups(), int(effective.split()[1], 16)]))"
-        )
-        uid, gid, groups, capabilities = seen
-        assert (uid, gid, capabilities) == (account["uid"], account["gid"], 0)
-        assert set(account["groups"].values()) <= set(groups)
-        assert 0 not in groups
-        file = cluster.storage.stat(f"{cluster.storage_dir}{account['home']}/root.txt")
-        assert (file["uid"], file["gid"]) == (account["uid"], account["gid"])
-        alice.stop()
-    finally:
-        cluster.playbook("site.yml")
-    wait_for("the hub's pages", alice.logged_in, timeout=180)

@@ -4,18 +4,21 @@ import asyncio
 import itertools
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import docker.errors
 import pytest
 import requests
 import spawner as module
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from spawner import LABEL, NAME_MAX, NO_STORAGE, NfsSwarmSpawner, SpawnFailed
 from tornado.httpclient import HTTPClientError, HTTPResponse
 from traitlets import TraitError
 
+ROOT = Path(__file__).resolve().parents[2]
 ACCOUNT = {
     "username": "alice",
     "account": "alice",
@@ -106,7 +109,12 @@ class FakeDocker:
                 raise api_error(404, f"service {service_id} not found")
             service = self.live[service_id]
             service["last"] = next(service["script"], service["last"])
-            return [self.task(service)]
+            task = self.task(service)
+            if "updated" not in service:
+                return [task]
+            new = {"ID": "another", "CreatedAt": "2026-01-01T00:00:01Z", "Spec": service["updated"]}
+            old = {"DesiredState": "shutdown", "Spec": {"ContainerSpec": {"Env": []}}}
+            return [{**task, **old}, {**task, **new}]
         answer = []
         for service_id, service in list(self.going.items()):
             if not self.matches(service, filters["label"]):
@@ -122,6 +130,7 @@ class FakeDocker:
         """One task."""
         status = dict(service["last"])
         return {
+            "ID": f"task of {service['spec']['name']}",
             "CreatedAt": "2026-01-01T00:00:00Z",
             "NodeID": "" if status["State"] in {"new", "pending"} else "nodeid3",
             "DesiredState": status.pop("Desired", desired),
@@ -306,6 +315,21 @@ CONTAINER = "task_template.ContainerSpec."
             {"log_driver": "local", "log_options": {"max-size": "5m"}},
             {"task_template.LogDriver": {"Name": "local", "Options": {"max-size": "5m"}}},
         ),
+        (
+            {"home_target": "/home/jovyan/work", "home_dir": "/home/jovyan", "read_only_rootfs": True},
+            {
+                CONTAINER + "Mounts.0.Target": "/home/jovyan/work",
+                CONTAINER + "Mounts.1.Target": "/home/jovyan",
+                CONTAINER + "Mounts.1.Type": "tmpfs",
+            },
+        ),
+        (
+            {"tmpfs_mounts": {"/home/{account}/.cache": "64M"}},
+            {
+                CONTAINER + "Mounts.1.Target": "/home/alice/.cache",
+                CONTAINER + "Mounts.1.TmpfsOptions": {"SizeBytes": 64 * 2**20, "Mode": 0o1777},
+            },
+        ),
         ({"args": ["--debug"]}, {CONTAINER + "Args": ["jupyterhub-singleuser", "--debug"]}),
         ({"extra_container_spec": {"hostname": "lab"}}, {CONTAINER + "Hostname": "lab"}),
         ({"no_new_privileges": False, "init": False}, {CONTAINER + "Init": False}),
@@ -371,6 +395,74 @@ async def test_further_mounts_by_group():
     outside = make(groups=["course-/../../homes/bob"], nfs_mounts=mounts)
     with pytest.raises(SpawnFailed, match="cannot have a directory"):
         await spec_of(outside)
+
+
+async def test_bind_mounts_by_group():
+    mounts = [
+        {"source": "/data/sets", "target": "/data"},
+        {
+            "source": "/scratch/{group}",
+            "target": "/scratch/{group}",
+            "groups": ["course-*"],
+            "read_only": False,
+        },
+    ]
+    allowed = {"allowed_bind_paths": ["/data", "/scratch"], "bind_mounts": mounts}
+    made = get(await spec_of(make(groups=["students", "course-logic"], **allowed)), CONTAINER + "Mounts")[1:]
+    assert [(mount["Type"], mount["Source"], mount["Target"], mount["ReadOnly"]) for mount in made] == [
+        ("bind", "/data/sets", "/data", True),
+        ("bind", "/scratch/course-logic", "/scratch/course-logic", False),
+    ]
+
+
+@given(st.one_of(st.text(max_size=30), st.sampled_from(["..", ".", "a/../../etc", "/etc", "a\0b", ""])))
+def test_no_account_leads_a_bind_mount_elsewhere(account):
+    mounts = [{"source": "/scratch/{account}", "target": "/scratch"}]
+    spawner = make(allowed_bind_paths=["/scratch"], bind_mounts=mounts)
+    spawner.account = {**ACCOUNT, "account": account}
+    try:
+        (mount,) = (mount for mount in spawner.mounts if mount["Type"] == "bind")
+    except SpawnFailed:
+        return
+    assert Path(mount["Source"]).parent == Path("/scratch")
+    assert Path(mount["Source"]).name not in {"", ".", ".."}
+
+
+# Sources that no list allows, whatever is in it.
+NODE_ITSELF = ["/", "/etc", "/etc/docker", "/run/docker.sock", "/var/run", "/var", "/proc/1", "/root/.ssh"]
+
+
+def test_the_role_refuses_what_the_spawner_refuses():
+    role = yaml.safe_load((ROOT / "roles/hub/vars/main.yml").read_text())
+    assert role["__hub_never_bound"] == sorted(module.NEVER_BOUND)
+
+
+@pytest.mark.parametrize("path", [*NODE_ITSELF, "data", "/data/../etc", "//data", "/data/", "/{account}"])
+def test_paths_that_no_list_may_allow(path):
+    with pytest.raises(TraitError, match="allowed_bind_paths"):
+        make(allowed_bind_paths=[path])
+
+
+@pytest.mark.parametrize(
+    ("mounts", "reason"),
+    [
+        ([{"source": "/elsewhere", "target": "/x"}], "in none of allowed_bind_paths"),
+        ([{"source": "/database", "target": "/x"}], "in none of allowed_bind_paths"),
+        ([{"source": "/data/{account}/x", "target": "/x"}], "before its last part"),
+        ([{"source": "/data/x", "target": "/x", "rw": True}], "unknown"),
+        ([{"source": "/data/x"}], "missing"),
+        (
+            [
+                {"source": "/data", "target": "/x", "read_only": False},
+                {"source": "/data/sets", "target": "/y"},
+            ],
+            "which servers may write",
+        ),
+    ],
+)
+def test_bind_mounts_that_are_refused(mounts, reason):
+    with pytest.raises(TraitError, match=reason):
+        make(allowed_bind_paths=["/data"], bind_mounts=mounts)
 
 
 @pytest.mark.parametrize(
@@ -919,6 +1011,20 @@ async def test_poll_keeps_the_server_when_docker_is_away(swarm, error):
     swarm.errors["tasks"] = error
     assert await spawner.poll() is None
     assert swarm.live
+
+
+async def test_poll_names_what_somebody_else_changed(swarm, caplog):
+    spawner = make()
+    await spawner.start()
+    assert await spawner.poll() is None
+    assert caplog.text == ""
+    (service,) = swarm.live.values()
+    service["updated"] = {"ContainerSpec": {"Image": "elsewhere/notebook", "Env": ["SECRET=1"]}}
+    for _ in range(2):
+        assert await spawner.poll() is None
+    (record,) = caplog.records
+    assert "changed: ContainerSpec.Env, ContainerSpec.Image" in record.getMessage()
+    assert "SECRET" not in record.getMessage()
 
 
 async def test_poll_of_a_server_that_never_started(swarm):

@@ -13,10 +13,13 @@
 #   NB_GROUP   name of the primary group (default: the account's name)
 #   NB_GROUPS  names of further groups, "students:20001 course-a:20007"; identity root also joins them
 #   NB_UMASK   default 007: what is shared is shared by setgid folders, and with nobody else
+#   NB_MAIL_DOMAIN  default localhost: EMAIL, if nobody set it, is NB_USER@NB_MAIL_DOMAIN; git commits under it until
+#              the user says otherwise (git-config(1), user.email)
 #   HOME       default /home/NB_USER
+#   NBBUILD_GID  the image's own: GID of the group that may write its environment
 set -eu
 
-nbbuild_gid=990
+nbbuild_gid=${NBBUILD_GID:-990}
 extrausers=/var/lib/extrausers
 
 fail() {
@@ -69,7 +72,7 @@ name_account() {
     getent group "${group##*:}" >/dev/null || echo "${group%:*}:x:${group##*:}:" >>"$extrausers/group"
   done
   getent passwd "$(id -u)" >/dev/null ||
-    echo "$NB_USER:x:$(id -u):$(id -g)::$HOME:/bin/bash" >>"$extrausers/passwd"
+    echo "$NB_USER:x:$(id -u):$(id -g):$NB_USER:$HOME:/bin/bash" >>"$extrausers/passwd"
 }
 
 [ "$(id -u)" -ne 0 ] || become_user "$@"
@@ -79,12 +82,15 @@ case ${HOME:-/} in
   / | /root)
     # Nobody said where home is (a try-out without storage): anything will do that can be written.
     HOME=/home/$NB_USER
-    [ -d "$HOME" ] || { HOME=/tmp/home && mkdir -p -m 0700 "$HOME"; }
+    [ -w "$HOME" ] || { HOME=/tmp/home && mkdir -p -m 0700 "$HOME"; }
     ;;
 esac
 # Never anywhere else than where the site said: what is saved in a container is lost with it.
 cd "$HOME" 2>/dev/null || fail "the home directory $HOME cannot be entered by $(id -u):$(id -g)."
 name_account
-export HOME USER="$NB_USER" LOGNAME="$NB_USER" SHELL=/bin/bash
-unset NB_UID NB_GID NB_GROUP NB_GROUPS
+export HOME USER="$NB_USER" LOGNAME="$NB_USER" SHELL=/bin/bash EMAIL="${EMAIL:-$NB_USER@${NB_MAIL_DOMAIN:-localhost}}"
+# What follows may be another image's start script, which compares these with the truth.
+NB_UID=$(id -u) NB_GID=$(id -g)
+export NB_UID NB_GID
+unset NB_GROUP NB_GROUPS
 exec "$@"

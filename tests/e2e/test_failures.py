@@ -1,0 +1,161 @@
+"""Every way in which Docker can fail ends a start with one sentence, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from cluster import Cluster, Node, wait_for
+from hub import HubUser, SpawnFailed
+from stub import Student
+
+pytestmark = pytest.mark.disruptive
+
+# Eight addresses: the network itself, its gateway and a few tasks.
+TINY_NETWORK = "campus-test-tiny"
+TINY_SUBNET = "198.18.77.0/29"
+# A digest that the cluster's registry does not hold.
+MISSING = "sha256:" + "0" * 64
+EAT_MEMORY = ["python3", "-c", "x = [bytearray(2**20) for _ in range(2**20)]"]
+LAST_WORDS = ["sh", "-c", "echo 'these are the last words' >&2; exit 3"]
+
+# What goes wrong: the start's traits, and what the sentence must say.
+FAILURES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "image missing": ({"image": MISSING}, ["image of your server is missing"]),
+    "export missing": ({"home_device": ":/no-such-export/{account}"}, ["does not exist on the storage"]),
+    "protocol": ({"nfs_options": "nfsvers=4.0,hard"}, ["NFS version"]),
+    "constraint": ({"placement_constraints": ["node.labels.none==true"]}, ["allowed to run your server"]),
+    "memory guarantee": ({"mem_guarantee": "900G"}, ["enough free memory or CPU"]),
+    "CPU guarantee": ({"cpu_guarantee": 900.0}, ["enough free memory or CPU"]),
+    "generic resource": ({"generic_resources": {"gpu": 1}}, ["node of the cluster"]),
+    "exits at once": ({"cmd": LAST_WORDS}, ["exit code 3", "these are the last words"]),
+    "no such program": ({"cmd": ["/no/such/program"]}, ["program that starts it"]),
+    "out of memory": ({"cmd": EAT_MEMORY, "mem_limit": "64M"}, ["more memory than it may"]),
+    "no network": ({"network_name": "no-such-network"}, ["network"]),
+    "address pool empty": ({"network_name": TINY_NETWORK}, ["no network address"]),
+}
+
+
+@pytest.fixture(scope="module")
+def student(tunable: Cluster, user: Callable[[str], HubUser]) -> Iterator[Student]:
+    """Alice; her server is stopped after each test."""
+    student = Student(tunable, user("alice"))
+    yield student
+    student.hub.stop()
+
+
+@pytest.fixture(scope="module")
+def image(student: Student) -> str:
+    """Reference of the students' image."""
+    student.hub.stop()
+    student.start()
+    return student.image()
+
+
+@pytest.fixture(scope="module")
+def tiny_network(tunable: Cluster, image: str) -> Iterator[None]:
+    """An overlay network whose addresses are all taken."""
+    filler = "campus-test-filler"
+    options = [
+        "--network",
+        TINY_NETWORK,
+        "--replicas",
+        "8",
+        "--endpoint-mode",
+        "dnsrr",
+        "--entrypoint",
+        "sleep",
+    ]
+    tunable.docker("network", "create", "--driver", "overlay", "--subnet", TINY_SUBNET, TINY_NETWORK)
+    try:
+        tunable.docker("service", "create", "--detach", "--name", filler, *options, image, "600")
+
+        def full() -> bool:
+            states = tunable.docker("service", "ps", filler, "--format", "{{.CurrentState}}").split("\n")
+            return {"New", "Running"} <= {state.split(" ")[0] for state in states}
+
+        wait_for("a full network", full, timeout=120)
+        yield
+    finally:
+        tunable.docker("service", "rm", filler)
+        wait_for("no network", lambda: tunable.docker("network", "rm", TINY_NETWORK), timeout=120)
+
+
+@pytest.mark.usefixtures("tiny_network")
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_start_that_cannot_succeed_says_why(student: Student, image: str, failure: str) -> None:
+    """One sentence on the spawn page; the service is gone, and the next start works."""
+    traits, words = FAILURES[failure]
+    if "image" in traits:
+        traits = {"image": f"{image.partition('@')[0]}@{traits['image']}"}
+    student.hub.stop()
+    since = time.monotonic()
+    with pytest.raises(SpawnFailed) as refused:
+        student.start(**traits)
+    print(f"{failure}: {time.monotonic() - since:.1f} s: {str(refused.value).splitlines()[-1]}")
+    for word in words:
+        assert word in str(refused.value)
+    assert "Traceback" not in str(refused.value)
+    wait_for("no service", lambda: student.services() == [], timeout=30)
+
+
+def test_the_progress_page_tells_the_real_stages(student: Student) -> None:
+    """Account, node, container, server: as they come, each with the time since the click."""
+    student.hub.stop()
+    messages = student.start(delay=1)
+    node = student.cluster.node_of(student.services()[0])
+    host = student.cluster.hostname(node)
+    told = "\n".join(messages)
+    _, account = student.cluster.accounts("GET", "/accounts/alice")
+    assert f"user number {account['uid']}" in told
+    assert f"Container runs on node {host}" in told
+    assert "Your server answers" in told
+    assert all(message.endswith(" s)") for message in messages if "ready at" not in message)
+
+
+def test_a_node_that_is_lost_during_a_start(student: Student) -> None:
+    """The start ends with the node's name, and the next one goes elsewhere."""
+    student.hub.stop()
+    node = worker(student.cluster)
+    with student.cluster.closed(*others(student.cluster, node)):
+        student.request_start(uuid.uuid4().hex, delay=600)
+        wait_for("the container", student.containers, timeout=120)
+    with student.cluster.lost(node):
+        since = time.monotonic()
+        with pytest.raises(SpawnFailed) as refused:
+            student.hub.follow_progress()
+        print(f"node lost: {time.monotonic() - since:.1f} s: {str(refused.value).splitlines()[-1]}")
+        assert "was lost" in str(refused.value)
+        student.start()
+        student.assert_one_server()
+    wait_for("the old container's end", lambda: len(student.containers()) == 1, timeout=120)
+
+
+def test_a_server_whose_node_is_lost_starts_elsewhere(student: Student) -> None:
+    """The hub notices, the user starts again, and the old server ends when its node is back."""
+    student.hub.stop()
+    node = worker(student.cluster)
+    with student.cluster.closed(*others(student.cluster, node)):
+        student.start()
+    assert student.cluster.node_of(student.services()[0]).name == node.name
+    with student.cluster.lost(node):
+        since = time.monotonic()
+        wait_for("the hub notices", lambda: student.hub.server is None, timeout=180)
+        print(f"noticed after {time.monotonic() - since:.1f} s")
+        student.start()
+        student.assert_one_server()
+    wait_for("the old container's end", lambda: len(student.containers()) == 1, timeout=120)
+    student.assert_one_server()
+
+
+def worker(cluster: Cluster) -> Node:
+    """A node that runs notebooks only."""
+    return cluster.nodes[cluster.groups["workers"][0]]
+
+
+def others(cluster: Cluster, node: Node) -> list[Node]:
+    """All nodes but one."""
+    return [other for other in cluster.nodes.values() if other is not node]

@@ -1,0 +1,265 @@
+"""What a user may do with the image, and images and mounts that a site chooses."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from cluster import Cluster, wait_for
+from hub import HubUser
+from stub import SERVER, Student
+
+pytestmark = pytest.mark.disruptive
+
+# Writes into HOME what the process is, then becomes the stub server.
+PROBE = """
+import grp, json, os, pathlib, pwd, sys
+
+def writable(path):
+    try:
+        pathlib.Path(path, "written").touch()
+        return pathlib.Path(path, "written").stat().st_gid
+    except OSError:
+        return None
+
+status = dict(line.split(":\\t", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+pathlib.Path.home().joinpath("probe.json").write_text(json.dumps({
+    "uid": os.getuid(), "gid": os.getgid(), "groups": sorted(os.getgroups()),
+    "name": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name,
+    "umask": status["Umask"].strip(), "effective": int(status["CapEff"], 16),
+    "home": str(pathlib.Path.home()),
+    "conda": writable("/opt/conda/lib/python"), "hook": os.environ.get("HOOK_RAN"),
+    "owner of conda": os.stat("/opt/conda/bin").st_uid,
+}))
+os.execvp("python3", ["python3", "-c", sys.argv[1]])
+"""
+
+INSTALL = """
+import pathlib, subprocess, zipfile
+wheel = pathlib.Path("/tmp/campus_probe-1-py3-none-any.whl")
+with zipfile.ZipFile(wheel, "w") as archive:
+    archive.writestr("campus_probe.py", "answer = 42")
+    info = "campus_probe-1.dist-info"
+    archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\\nName: campus-probe\\nVersion: 1\\n")
+    archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+    archive.writestr(f"{info}/RECORD", "")
+done = subprocess.run(["pip", "install", "--no-index", str(wheel)], capture_output=True, text=True)
+assert done.returncode == 0, done.stderr
+import campus_probe, os
+file = os.stat(campus_probe.__file__)
+print(campus_probe.answer, file.st_uid == os.getuid(), file.st_gid, campus_probe.__file__)
+"""
+
+COMMIT = """
+import pathlib, subprocess
+where = pathlib.Path.home() / "repository"
+run = lambda *command: subprocess.run(command, cwd=where, check=True, capture_output=True, text=True).stdout
+where.mkdir(exist_ok=True)
+run("git", "init", "--quiet")
+run("git", "commit", "--quiet", "--allow-empty", "--message", "a test")
+print(run("git", "log", "-1", "--format=%an <%ae>"), run("whoami"))
+"""
+
+# What Jupyter keeps in SQLite files: the history of kernels and consoles, signatures of trusted notebooks.
+SQLITE = """
+import pathlib, subprocess
+notebook = pathlib.Path.home() / "trusted.ipynb"
+notebook.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+subprocess.run(["jupyter", "trust", str(notebook)], check=True, capture_output=True)
+subprocess.run(["ipython", "-c", "1 + 1"], check=True, capture_output=True)
+"""
+
+
+def tell(student: HubUser, **traits: Any) -> HubUser:
+    """Start a real server with traits of the spawner."""
+    student.stop()
+    student.spawn({"traits": traits})
+    wait_for("the server's own API", lambda: student.notebook_api("GET", "status").ok, timeout=120)
+    return student
+
+
+@pytest.fixture(scope="module")
+def student(tunable: Cluster, user: Callable[[str], HubUser]) -> Iterator[HubUser]:
+    """Alice; her server is stopped at the end."""
+    yield user("alice")
+    user("alice").stop()
+
+
+def test_git_knows_who_commits(student: HubUser) -> None:
+    """Nobody has to tell git a name before the first commit."""
+    assert tell(student).run(COMMIT).split() == ["alice", "<alice@localhost>", "alice"]
+
+
+def test_packages_install_through_the_build_group(student: HubUser, tunable: Cluster) -> None:
+    """Pip installs into the image's environment, and what it writes keeps the group."""
+    answer, own, gid, path = tell(student).run(INSTALL).split()
+    assert (answer, own) == ("42", "True")
+    assert path.startswith("/opt/venv/")
+    assert int(gid) == tunable.value("hub_build_gid", 990)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_sqlite_files_lie_on_the_storage_only_if_asked(
+    student: HubUser, tunable: Cluster, asked: bool
+) -> None:
+    """Locks and writes of SQLite over NFS are slow at best."""
+    home = f"{tunable.storage_dir}{tunable.accounts('GET', '/accounts/alice')[1]['home']}"
+    databases = ["find", home, "-name", "*.sqlite*", "-o", "-name", "*.db"]
+    tunable.storage.run(*databases, "-delete")
+    environment = {"NB_SQLITE_DIR": "~/.local/share/jupyter"} if asked else {}
+    tell(student, environment=environment).run(SQLITE)
+    found = tunable.storage.run(*databases).split()
+    names = {path.rpartition("/")[2] for path in found}
+    assert names >= {"nbsignatures.db", "ipython-history.sqlite"} if asked else names == set()
+
+
+def test_a_read_only_image(student: HubUser, tunable: Cluster) -> None:
+    """Home and memory can be written, the image cannot; the user still has a name."""
+    code = (
+        "import errno, getpass, pathlib, pwd, os\n"
+        "def error(path):\n"
+        "    try: pathlib.Path(path, 'x').touch()\n"
+        "    except OSError as e: return errno.errorcode[e.errno]\n"
+        "paths = ['/opt/venv/lib', '/usr', '/tmp', os.environ['HOME']]\n"
+        "print(pwd.getpwuid(os.getuid()).pw_name, *map(error, paths))"
+    )
+    assert tell(student, read_only_rootfs=True).run(code).split() == [
+        "alice",
+        "EROFS",
+        "EROFS",
+        "None",
+        "None",
+    ]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_only_a_work_directory_on_the_storage(student: HubUser, tunable: Cluster, read_only: bool) -> None:
+    """HOME is the container's; what JupyterLab shows is kept."""
+    word = uuid.uuid4().hex
+    traits = {"home_target": "/home/jovyan/work", "home_dir": "/home/jovyan", "read_only_rootfs": read_only}
+    code = (
+        "import pathlib\n"
+        f"pathlib.Path.home().joinpath('dotfile').write_text('x')\n"
+        f"pathlib.Path('work.txt').write_text({word!r}); print(pathlib.Path.home(), pathlib.Path.cwd())"
+    )
+    assert tell(student, **traits).run(code).split() == ["/home/jovyan", "/home/jovyan/work"]
+    home = f"{tunable.storage_dir}{tunable.accounts('GET', '/accounts/alice')[1]['home']}"
+    assert tunable.storage.run("cat", f"{home}/work.txt") == word
+    assert "dotfile" not in tunable.storage.run("ls", "-A", home).split()
+
+
+def test_a_directory_of_the_nodes(student: HubUser, tunable: Cluster) -> None:
+    """What the allow-list opens is there, and cannot be written."""
+    directory = "/srv/campus-test-data"
+    word = uuid.uuid4().hex
+    for node in tunable.nodes.values():
+        node.run("mkdir", "-p", directory)
+        node.run("tee", f"{directory}/word.txt", stdin=word)
+    mounts = [{"source": directory, "target": "/data"}]
+    tell(student, allowed_bind_paths=["/srv"], bind_mounts=mounts)
+    assert student.run("print(open('/data/word.txt').read())").strip() == word
+    with pytest.raises(AssertionError, match="Read-only file system"):
+        student.run("open('/data/other.txt', 'w')")
+    student.stop()
+    for node in tunable.nodes.values():
+        node.run("rm", "-r", directory)
+
+
+def test_a_change_by_hand_is_told(student: HubUser, tunable: Cluster) -> None:
+    """Whoever updates a server's service finds it in the hub's log, by name and without values."""
+    tell(student)
+    service = tunable.notebook("alice")
+    tunable.docker("service", "update", "--detach", "--env-add", "CHANGED=by-hand", service)
+    sentence = f"Service {service} of alice was updated by somebody else"
+
+    def told() -> str:
+        lines = tunable.docker("service", "logs", "--tail", "200", tunable.service("hub")).splitlines()
+        return next((line for line in lines if sentence in line), "")
+
+    line = wait_for("the hub's word", told, timeout=120)
+    assert "ContainerSpec.Env" in line
+    assert "by-hand" not in line
+
+
+def test_volumes_of_those_who_are_gone_are_cleaned(
+    student: HubUser, tunable: Cluster, user: Callable[[str], HubUser]
+) -> None:
+    """The nodes forget alice's home; bob's is in use; no file is touched."""
+    volumes = {name: Student(tunable, user(name)).volumes for name in ("alice", "bob")}
+    word = uuid.uuid4().hex
+    tell(student).run(f"open('kept.txt', 'w').write({word!r})")
+    user("bob").start()
+    student.stop()
+    assert any(volumes["alice"]().values())
+    check = tunable.playbook("clean_volumes.yml", "--check")
+    assert any(volumes["alice"]().values())
+    recap = tunable.playbook("clean_volumes.yml")
+    assert (
+        sum(host["changed"] for host in check.values()) == sum(host["changed"] for host in recap.values()) > 0
+    )
+    assert not any(volumes["alice"]().values())
+    assert any(volumes["bob"]().values())
+    assert user("bob").run("print(1)").strip() == "1"
+    again = tunable.playbook("clean_volumes.yml")
+    assert sum(host["changed"] for host in again.values()) == 0
+    assert tell(student).run("print(open('kept.txt').read())").strip() == word
+    user("bob").stop()
+
+
+def test_identity_root_gives_the_same_file(student: HubUser, tunable: Cluster) -> None:
+    """A container that starts as root and moves over itself writes under the same UID and GID."""
+    tell(student, identity="root")
+    template = "{{.Spec.TaskTemplate.ContainerSpec.User}}"
+    service = tunable.notebook("alice")
+    assert tunable.docker("service", "inspect", "--format", template, service).strip() == "0:0"
+    _, account = tunable.accounts("GET", "/accounts/alice")
+    uid, gid, groups, capabilities = student.json(
+        "import json, os, pathlib\n"
+        "pathlib.Path.home().joinpath('root.txt').write_text('x')\n"
+        "status = pathlib.Path('/proc/self/status').read_text()\n"
+        "effective = next(line for line in status.splitlines() if line.startswith('CapEff'))\n"
+        "print(json.dumps([os.getuid(), os.getgid(), os.getgroups(), int(effective.split()[1], 16)]))"
+    )
+    assert (uid, gid, capabilities) == (account["uid"], account["gid"], 0)
+    assert set(account["groups"].values()) <= set(groups)
+    assert 0 not in groups
+    file = tunable.storage.stat(f"{tunable.storage_dir}{account['home']}/root.txt")
+    assert (file["uid"], file["gid"]) == (account["uid"], account["gid"])
+
+
+@pytest.mark.parametrize(("name", "identity"), [("tina", "root"), ("ada", "direct")])
+def test_docker_stacks_images(
+    tunable: Cluster, user: Callable[[str], HubUser], name: str, identity: str
+) -> None:
+    """As they are, they start as root; with the overlay they start as the user. Neither chowns anything."""
+    value = uuid.uuid4().hex
+    teacher = Student(tunable, user(name))
+    teacher.hub.stop()
+    teacher.hub.spawn(
+        {
+            "traits": {
+                "identity": identity,
+                "build_group_gid": 100,
+                "cmd": ["python3", "-c", PROBE, SERVER],
+                "environment": {"START_VALUE": value, "START_DELAY": "0"},
+            }
+        }
+    )
+    teacher.value = value
+    teacher.assert_one_server()
+    _, account = tunable.accounts("GET", f"/accounts/{name}")
+    file = f"{tunable.storage_dir}{account['home']}/probe.json"
+    owner = tunable.storage.stat(file)
+    assert (owner["uid"], owner["gid"]) == (account["uid"], account["gid"])
+    seen = json.loads(tunable.storage.run("cat", file))
+    assert (seen["uid"], seen["gid"]) == (account["uid"], account["gid"])
+    assert (seen["name"], seen["home"]) == (name, f"/home/{name}")
+    assert 100 in seen["groups"]
+    assert seen["conda"] == 100, "the build group writes the image's environment"
+    assert seen["owner of conda"] == 1000, "nothing outside the home changes its owner"
+    assert seen["effective"] == 0
+    assert seen["hook"] == ("as 0" if identity == "root" else f"as {account['uid']}")
+    teacher.hub.stop()
