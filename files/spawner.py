@@ -63,6 +63,8 @@ from urllib3.util.retry import Retry
 NAME_MAX = 63  # a DNS label, RFC 1035 2.3.4; swarm has the same limit for service names
 LABEL = "org.jupyterhub."
 SAFE = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"  # a name as part of a path or of a list
+ASK_AGAIN = 2  # seconds between two questions to a node whether it is there
+OLD_NEWS = 60  # seconds after which the swarm itself knows of a lost node, or of one that is back
 ENDED = {"complete", "shutdown", "failed", "rejected", "remove", "orphaned"}
 NO_STORAGE = "Your home directory's storage is not available at the moment."
 MOUNT_KEYS = {"name", "device", "target", "read_only", "groups", "options", "server"}
@@ -299,6 +301,33 @@ def join_path(*parts):
     return ".".join(part for part in parts if part)
 
 
+def node_address(node):
+    """A node's address, or an empty text; a leading manager's own status may say 0.0.0.0."""
+    address = node["Status"].get("Addr", "")
+    if address in {"", "0.0.0.0", "127.0.0.1"}:  # noqa: S104  # compared, not bound
+        address = node.get("ManagerStatus", {}).get("Addr", "").rpartition(":")[0].strip("[]")
+    return address
+
+
+async def listens(host, port, *, refusal=False):
+    """Whether a connection to a port comes about within 2 seconds.
+
+    Args:
+        host: name or address.
+        port: TCP port.
+        refusal: whether a refusal counts as well: somebody is there to refuse.
+    """
+    try:
+        async with asyncio.timeout(2):
+            _, writer = await asyncio.open_connection(host, port)
+    except ConnectionRefusedError:
+        return refusal
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
 def explain_docker_error(error):
     """Translate an exception of docker-py or of the connection below it into a SpawnFailed."""
     said = str(getattr(error, "explanation", None) or error)
@@ -322,6 +351,7 @@ class NfsSwarmSpawner(SwarmSpawner):
     _client_lock = threading.Lock()
     _locks: ClassVar = WeakValueDictionary()
     _nodes: ClassVar = {}
+    _silence: ClassVar = {}
 
     accounts_url = Unicode(
         "http://accounts:8080",
@@ -736,6 +766,26 @@ class NfsSwarmSpawner(SwarmSpawner):
         help="""
         Seconds that a task may be without a node, an address or its volumes before the start is given up, or
         the reason is looked for elsewhere. Swarm itself would wait for ever.
+        """,
+    )
+
+    node_probe_port = Int(
+        443,
+        min=0,
+        max=65535,
+        config=True,
+        help="""
+        TCP port on which a living node answers or refuses, to notice a lost node before the swarm does. A
+        node that never answered, behind a firewall perhaps, is left to the swarm. 0: all are.
+        """,
+    )
+
+    node_patience = Float(
+        6.0,
+        min=0,
+        config=True,
+        help="""
+        Seconds that a node may be silent before a start on it is given up and other starts avoid it.
         """,
     )
 
@@ -1189,7 +1239,8 @@ class NfsSwarmSpawner(SwarmSpawner):
     def placement_spec(self):
         """Where it may run."""
         kwargs = {
-            "constraints": list(self.placement_constraints) or None,
+            "constraints": [*self.placement_constraints, *(f"node.id!={key}" for key in self.silent_nodes)]
+            or None,
             "preferences": [("spread", label) for label in self.placement_preferences] or None,
         }
         return Placement(**{**kwargs, **self.extra_placement_spec})
@@ -1357,6 +1408,8 @@ class NfsSwarmSpawner(SwarmSpawner):
                 self.task_id = task.get("ID", "")
                 self.stage(95, "Your server answers")
                 return
+            if await self.node_lost(task):
+                raise SpawnFailed(f"Node {node} was lost while your server started there.", reason="node")
             if time.monotonic() - since > self.patience:
                 await self.check_stuck(task, node)
 
@@ -1393,8 +1446,6 @@ class NfsSwarmSpawner(SwarmSpawner):
                 reason="network",
                 detail="task is in state new: address pool empty?",
             )
-        if await self.node_down(task):
-            raise SpawnFailed(f"Node {node} was lost while your server started there.", reason="node")
         if state == "starting":
             await self.check_storage()
 
@@ -1436,14 +1487,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         """Whether something listens at the server's port: this start's, since the name is its own."""
         if not self.wait_for_server:
             return True
-        host, port = await self.get_ip_and_port()
-        try:
-            async with asyncio.timeout(2):
-                _, writer = await asyncio.open_connection(host, port)
-        except (OSError, TimeoutError):
-            return False
-        writer.close()
-        return True
+        return await listens(*await self.get_ip_and_port())
 
     async def get_ip_and_port(self):
         """The service's name is the server's address on the network."""
@@ -1545,7 +1589,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         async for _ in self.ticks():
             tasks = await self.docker("tasks", filters={"label": f"{LABEL}key={self.server_key}"})
             alive = [task for task in tasks if not task_ended(task)]
-            lost = [task for task in alive if await self.node_down(task)]
+            lost = [task for task in alive if await self.node_lost(task)]
             if len(lost) == len(alive):
                 for task in lost:
                     self.log.warning(
@@ -1636,24 +1680,25 @@ class NfsSwarmSpawner(SwarmSpawner):
         return latest_task(tasks)
 
     async def get_node(self, task):
-        """Name and state of a task's node, not older than 5 seconds.
+        """What the swarm says about a task's node, not older than 5 seconds.
 
         Returns:
-            {"name", "state"}; the state is empty if it is unknown.
+            {"name", "state", "address"}; state and address are empty if they are unknown.
         """
         node_id = task.get("NodeID", "")
         if not node_id:
-            return {"name": "(none yet)", "state": ""}
+            return {"name": "(none yet)", "state": "", "address": ""}
         known = self._nodes.get(node_id)
         if known and time.monotonic() - known["time"] < 5:
             return known
         try:
             node = await self.docker("inspect_node", node_id)
-            name, state = node["Description"]["Hostname"], node["Status"]["State"]
+            found = {"name": node["Description"]["Hostname"], "state": node["Status"]["State"]}
+            found["address"] = node_address(node)
         except (DockerException, RequestException, KeyError) as error:
             self.log.warning("Node %s is unknown: %s", node_id, error)
-            name, state = (known or {}).get("name", node_id[:12]), ""
-        self._nodes[node_id] = {"name": name, "state": state, "time": time.monotonic()}
+            found = {"name": node_id[:12], "address": "", **(known or {}), "state": ""}
+        self._nodes[node_id] = {**found, "time": time.monotonic()}
         return self._nodes[node_id]
 
     async def node_name(self, task):
@@ -1663,6 +1708,51 @@ class NfsSwarmSpawner(SwarmSpawner):
     async def node_down(self, task):
         """Whether the swarm has lost a task's node."""
         return (await self.get_node(task))["state"] == "down"
+
+    async def node_lost(self, task):
+        """Whether a task's node is down, or silent for so long that it will be.
+
+        Swarm calls a node down after three missed heartbeats, with its defaults 15 to 20 seconds.
+        """
+        node = await self.get_node(task)
+        return node["state"] == "down" or (
+            bool(node["address"] and self.node_probe_port)
+            and await self.silence(task["NodeID"], node["address"]) > self.node_patience
+        )
+
+    async def silence(self, node_id, address):
+        """For how long a node does not answer any more.
+
+        Args:
+            node_id: its ID.
+            address: its address.
+
+        Returns:
+            Seconds; 0 for a node that never answered, since a firewall may be between.
+        """
+        known = self._silence.setdefault(node_id, {"asked": 0.0, "answered": False, "since": None})
+        now = time.monotonic()
+        if now - known["asked"] > ASK_AGAIN:
+            if now - known["asked"] > OLD_NEWS:
+                known["since"] = None
+            known["asked"] = now
+            if await listens(address, self.node_probe_port, refusal=True):
+                known.update(answered=True, since=None)
+            elif known["answered"] and known["since"] is None:
+                known["since"] = now
+        return time.monotonic() - known["since"] if known["since"] else 0
+
+    @property
+    def silent_nodes(self):
+        """IDs of the nodes that the swarm may still believe in."""
+        now = time.monotonic()
+        return [
+            node_id
+            for node_id, known in self._silence.items()
+            if known["since"]
+            and now - known["since"] > self.node_patience
+            and now - known["asked"] < OLD_NEWS
+        ]
 
     async def ticks(self):
         """Yield at growing intervals: quick at first, when most starts and stops are decided."""

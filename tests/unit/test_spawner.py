@@ -19,6 +19,7 @@ from tornado.httpclient import HTTPClientError, HTTPResponse
 from traitlets import TraitError
 
 ROOT = Path(__file__).resolve().parents[2]
+ANY = "0.0.0.0"  # noqa: S104 - as a leading manager says
 ACCOUNT = {
     "username": "alice",
     "account": "alice",
@@ -218,7 +219,7 @@ class Spawner(NfsSwarmSpawner):
 def swarm():
     """A fresh Docker behind all spawners of a test."""
     Spawner._client = FakeDocker()
-    Spawner._nodes = {}
+    Spawner._nodes, Spawner._silence = {}, {}
     yield Spawner._client
     Spawner._client = None
 
@@ -785,6 +786,62 @@ async def test_node_is_lost_during_the_start(swarm, status):
     with pytest.raises(SpawnFailed, match="Node node3 was lost"):
         await make().start()
     assert not swarm.live
+
+
+async def test_node_falls_silent_during_the_start(swarm, monkeypatch):
+    """The next start goes elsewhere, although the swarm still believes in the node."""
+    answers = iter([True])
+
+    async def listens(host, port, *, refusal=False):
+        assert (host, port, refusal) == ("192.0.2.3", 443, True)
+        return next(answers, False)
+
+    monkeypatch.setattr(module, "listens", listens)
+    monkeypatch.setattr(module, "ASK_AGAIN", 0)
+    monkeypatch.setattr(module, "OLD_NEWS", 0.5)
+    swarm.node["Status"]["Addr"] = "192.0.2.3"
+    swarm.script = [*START]
+    with pytest.raises(SpawnFailed, match="Node node3 was lost while your server started there"):
+        await make(patience=60, node_patience=0.05).start()
+    assert not swarm.live
+    spawner = make(placement_constraints=["node.labels.notebooks==true"], node_patience=0.05)
+    placed = "task_template.Placement.Constraints"
+    assert get(await spec_of(spawner), placed) == ["node.labels.notebooks==true", "node.id!=nodeid3"]
+    await asyncio.sleep(module.OLD_NEWS)
+    assert get(await spec_of(spawner), placed) == ["node.labels.notebooks==true"]
+
+
+async def test_a_node_that_never_answers_is_left_to_the_swarm(swarm, monkeypatch):
+    async def listens(host, port, *, refusal=False):
+        return False
+
+    monkeypatch.setattr(module, "listens", listens)
+    swarm.node["Status"]["Addr"] = "192.0.2.3"
+    await make(node_patience=0).start()
+    assert swarm.live
+
+
+@pytest.mark.parametrize(
+    ("node", "address"),
+    [
+        ({"Status": {"Addr": "192.0.2.3"}}, "192.0.2.3"),
+        ({"Status": {"Addr": ANY}, "ManagerStatus": {"Addr": "192.0.2.1:2377"}}, "192.0.2.1"),
+        ({"Status": {"Addr": ANY}, "ManagerStatus": {"Addr": "[2001:db8::1]:2377"}}, "2001:db8::1"),
+        ({"Status": {}}, ""),
+    ],
+)
+def test_node_address(node, address):
+    assert module.node_address(node) == address
+
+
+async def test_listens():
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    assert await module.listens("127.0.0.1", port)
+    server.close()
+    await server.wait_closed()
+    assert not await module.listens("127.0.0.1", port)
+    assert await module.listens("127.0.0.1", port, refusal=True)
 
 
 async def test_storage_is_lost_while_a_volume_is_mounted(swarm):
