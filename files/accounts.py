@@ -5,7 +5,7 @@ as well, so that an account is real to it (``id alice``) as soon as it is writte
 
 ``passwd``
     ``account:x:uid:gid:username:/homes/account:/usr/sbin/nologin``, where ``username`` is percent-encoded.
-    Lines are only ever appended.
+    Lines are only ever appended, but by renumber.py, which replaces the file (write, fsync, rename).
 ``group``
     ``name:info:gid:member``, one line for the group itself (no member) and one more for each membership;
     ``info`` is ``x``, or the percent-encoded name if the group's line cannot be called that. glibc collects a
@@ -268,6 +268,11 @@ def derived_name(name: str) -> str:
     return f"{slug[:19].rstrip('-.')}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
+def retired_name(number: int) -> str:
+    """Returns the name of the group that keeps a number which was an account's from being given out again."""
+    return f"retired-{number}"
+
+
 def portable_name(name: str, taken: Callable[[str], bool]) -> str:
     """Returns the name for a line: the name itself if it is portable and free, else a derived one."""
     if PORTABLE.fullmatch(name) and not DERIVED.fullmatch(name[-13:]) and not taken(name):
@@ -448,6 +453,34 @@ class Index:
             raise RefusedError(503, "All GIDs of the configured range are given out.")
         return self._next_gid
 
+    def check_free(self, name: str, uid: int, gid: int) -> None:
+        """Makes sure that nobody else has the numbers of an account.
+
+        Args:
+            name: The account.
+            uid: Its UID.
+            gid: The GID of its primary group, which may be a group that is there only if it is nobody's own.
+
+        Raises:
+            RefusedError: somebody has.
+        """
+        owner = self.by_uid.get(uid)
+        if owner and owner.account != name:
+            raise RefusedError(409, f"The UID {uid} belongs to the account {owner.account}.")
+        for number in (uid, gid):
+            if number in self.by_gid and self.by_gid[number].line_name == retired_name(number):
+                raise RefusedError(409, f"The number {number} was an account's once and is not used again.")
+        private_of = self.by_uid.get(gid)
+        if private_of and private_of.gid == gid and private_of.account != name:
+            raise RefusedError(
+                409, f"The GID {gid} is the private group of the account {private_of.account}."
+            )
+        sharer = self.primary.get(gid)
+        if gid == uid and (gid in self.by_gid or (sharer and sharer.account != name)):
+            raise RefusedError(
+                409, f"The GID {gid} is in use already and cannot be the private group of {name}."
+            )
+
     def groups_of(self, account: Account) -> dict[str, int]:
         """Returns the role and course groups of an account, the primary one included."""
         gids = self.memberships.get(account.account, set()) | {account.gid}
@@ -524,8 +557,15 @@ class Store:
         """The primary group's name, which no request can take away."""
         return {index.by_gid[account.gid].name} if account.gid in index.by_gid else set()
 
-    @staticmethod
-    def _check_ids(account: Account, request: Request) -> None:
+    def journal(self, account: Account) -> Path:
+        """Where renumber.py keeps what it is about to do; the account waits as long as it is there."""
+        return Path(self.settings.state_dir, "renumber", account.account)
+
+    def _check_ids(self, account: Account, request: Request) -> None:
+        if self.journal(account).exists():
+            raise RefusedError(
+                409, f"The files of the account {account.account} are being moved to another UID."
+            )
         for what, own, wanted in (("UID", account.uid, request.uid), ("GID", account.gid, request.gid)):
             if wanted is not None and wanted != own:
                 raise RefusedError(
@@ -709,8 +749,6 @@ class Store:
         if name in index.by_account:
             raise RefusedError(409, f"The account {name} belongs to another name.")
         uid = index.new_uid() if request.uid is None else request.uid
-        if uid in index.by_uid:
-            raise RefusedError(409, f"The UID {uid} belongs to the account {index.by_uid[uid].account}.")
         gid = request.gid
         if gid is None and self.settings.primary_group == "role":
             # Teachers come last: who is a student too (an assistant) is a teacher.
@@ -720,15 +758,7 @@ class Store:
             raise RefusedError(409, f"The GID {gid} belongs to the group {index.by_gid[gid].name}.")
         if gid is None:
             gid = uid
-        private_of = index.by_uid.get(gid)
-        if private_of and private_of.gid == gid:
-            raise RefusedError(
-                409, f"The GID {gid} is the private group of the account {private_of.account}."
-            )
-        if gid == uid and (gid in index.primary or gid in index.by_gid):
-            raise RefusedError(
-                409, f"The GID {gid} is in use already and cannot be the private group of {name}."
-            )
+        index.check_free(name, uid, gid)
         account = Account(request.username, name, uid, gid)
         # A home that is somebody else's refuses the account before it is written.
         self.has_home(homes, account)
@@ -810,18 +840,60 @@ class Store:
             if len(parts) == 4:
                 defined.add(parts[2])
             lines.append(line)
-        unfinished = self.group.with_name("group.new")
-        with unfinished.open("w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self.group)
-        descriptor = os.open(self.settings.state_dir, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        replace_file(self.group, "".join(lines))
+
+    def renumber(self, account: Account, uid: int, gid: int) -> None:
+        """Gives an account other numbers. The caller holds the lock, and does it again after a crash.
+
+        The old UID stays taken, as the GID of a group without members: what a backup brings back under it is
+        nobody else's.
+
+        Args:
+            account: The account with its old numbers.
+            uid: The new UID.
+            gid: The new GID of its primary group.
+
+        Raises:
+            OSError: a file cannot be written. Each is the old or the new one.
+        """
+        moved = Account(account.username, account.account, uid, gid)
+        retired = f"{retired_name(account.uid)}:x:{account.uid}:\n"
+        own = f"{account.account}:x:{account.uid}:\n"
+        groups = self.group.read_text(encoding="utf-8").splitlines(keepends=True)
+        if uid != account.uid:
+            groups = [line for line in groups if line not in (own, retired)] + [retired]
+        private = f"{account.account}:x:{gid}:\n"
+        if uid == gid and private not in groups:
+            groups.append(private)
+        replace_file(self.group, "".join(groups))
+        lines = self.passwd.read_text(encoding="utf-8").splitlines(keepends=True)
+        name = f"{account.account}:"
+        replace_file(self.passwd, "".join(moved.line() if line.startswith(name) else line for line in lines))
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Replaces a file; readers, and whoever comes after a crash, see the old or the new one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    unfinished = path.with_name(f"{path.name}.new")
+    with unfinished.open("w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Brings a directory's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _Changes:

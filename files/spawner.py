@@ -997,7 +997,7 @@ class NfsSwarmSpawner(SwarmSpawner):
             message = f"Your user name cannot get a storage account: {said[:200]}."
             return SpawnFailed(message, reason="account", detail=detail, status_code=403)
         if code == 409:
-            message = f"Your account on the storage does not fit: {said[:200]}."
+            message = f"Your account on the storage cannot be used: {said[:200]}."
             return SpawnFailed(message, reason="account", detail=detail, status_code=409)
         if code in {502, 503, 504, 599}:
             return SpawnFailed(NO_STORAGE, reason="storage", detail=detail)

@@ -30,6 +30,7 @@ ORDER = [
     "test_accounts",
     "test_browser",
     "test_lifecycle",
+    "test_identity",
     "test_image",
     "test_starts",
     "test_failures",
