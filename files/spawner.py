@@ -65,6 +65,9 @@ LABEL = "org.jupyterhub."
 SAFE = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"  # a name as part of a path or of a list
 ASK_AGAIN = 2  # seconds between two questions to a node whether it is there
 OLD_NEWS = 60  # seconds after which the swarm itself knows of a lost node, or of one that is back
+REASON_FIRST = 2  # seconds for which a failed start's removal may hold up the reason
+REMOVE_AGAIN = [2, 4, 8, 16, 30, 60, 120, 240]  # seconds between attempts to remove what a failed start left
+CONNECT = 2  # seconds for a connection to Docker over the network: a lost manager does not refuse one
 ENDED = {"complete", "shutdown", "failed", "rejected", "remove", "orphaned"}
 NO_STORAGE = "Your home directory's storage is not available at the moment."
 MOUNT_KEYS = {"name", "device", "target", "read_only", "groups", "options", "server"}
@@ -328,6 +331,52 @@ async def listens(host, port, *, refusal=False):
     return True
 
 
+class TaskWatch:
+    """The tasks of many services, asked for together.
+
+    When a lecture begins, hundreds of starts look at their tasks several times a second. Questions that come
+    while Docker is being asked wait and go out as one, so that every answer is younger than its question.
+
+    Args:
+        docker: calls a method of docker-py's client by its name, in a thread.
+    """
+
+    MOST = 100  # services in one question: their names travel in its URL
+
+    def __init__(self, docker):
+        """See the class."""
+        self._docker = docker
+        self._waiting = {}
+        self._asking = None
+
+    async def tasks(self, service_id, name):
+        """All tasks of a service that swarm remembers; none if there is no such service.
+
+        Args:
+            service_id: its ID.
+            name: its name, by which Docker finds the tasks without complaining of a service that is gone.
+        """
+        if service_id not in self._waiting:
+            self._waiting[service_id] = (name, asyncio.get_running_loop().create_future())
+        answer = self._waiting[service_id][1]
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.ensure_future(self._ask())
+        # others may wait for the same answer
+        return await asyncio.shield(answer)
+
+    async def _ask(self):
+        while self._waiting:
+            asked = {key: self._waiting.pop(key) for key in list(self._waiting)[: self.MOST]}
+            try:
+                found = await self._docker("tasks", filters={"name": [name for name, _ in asked.values()]})
+            except Exception as error:
+                for _, answer in asked.values():
+                    answer.set_exception(error)
+                continue
+            for service_id, (_, answer) in asked.items():
+                answer.set_result([task for task in found if task.get("ServiceID") == service_id])
+
+
 def explain_docker_error(error):
     """Translate an exception of docker-py or of the connection below it into a SpawnFailed."""
     said = str(getattr(error, "explanation", None) or error)
@@ -352,6 +401,10 @@ class NfsSwarmSpawner(SwarmSpawner):
     _locks: ClassVar = WeakValueDictionary()
     _nodes: ClassVar = {}
     _silence: ClassVar = {}
+    _watch = None
+    _background: ClassVar = set()  # removals that nobody waits for
+    _moved: ClassVar = {}  # when a task was last seen to leave `new`, or to run on a node
+    _storage_good = 0.0  # when the account service last said so
 
     accounts_url = Unicode(
         "http://accounts:8080",
@@ -404,7 +457,8 @@ class NfsSwarmSpawner(SwarmSpawner):
         Whether `uid` and `gid` of the user's auth_state are handed to the account service.
 
         - never: the account service allocates all of them
-        - if-present: the directory's where it has them, else allocated
+        - if-present: the directory's where it has them, else allocated. Until the user has logged in once,
+          the hub does not know them, and nobody else can start a first server in the user's name
         - required: a user without them is refused
         """,
     )
@@ -810,6 +864,11 @@ class NfsSwarmSpawner(SwarmSpawner):
 
     task_id = Unicode(help="The task of this start: a service that is left alone never has another.")
 
+    @default("poll_interval")
+    def _default_poll_interval(self):
+        # with the 15 to 20 seconds that swarm takes to call a node down: within a minute
+        return 20
+
     @default("start_timeout")
     def _default_start_timeout(self):
         # an image may have to come to a node first
@@ -822,7 +881,7 @@ class NfsSwarmSpawner(SwarmSpawner):
 
     @default("client_kwargs")
     def _default_client_kwargs(self):
-        return {"timeout": 20, "max_pool_size": self.docker_threads}
+        return {"timeout": 12, "max_pool_size": self.docker_threads}
 
     @default("object_name")
     def _object_name_default(self):
@@ -838,6 +897,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         super().__init__(**kwargs)
         self.account = {}
         self._starting = False
+        self._given_up = False  # the last start did: nothing runs, whatever is still to be removed
         self._creating = None  # the call that makes the service, which outlives a cancelled start
         self._cleanup = None  # what removes the service of a cancelled start
         self._stages = []
@@ -869,7 +929,16 @@ class NfsSwarmSpawner(SwarmSpawner):
         # A proxy closes idle connections at any moment: repeat what may be repeated, never the POST
         retry = Retry(total=2, connect=2, read=1, backoff_factor=0.1)
         if client.base_url.startswith("http://"):
+            client.timeout = (CONNECT, client.timeout)
             client.mount("http://", HTTPAdapter(pool_maxsize=self.docker_threads, max_retries=retry))
+
+    @property
+    def watch(self):
+        """The hub's questions for the tasks of servers that start."""
+        cls = self.__class__
+        if cls._watch is None:
+            cls._watch = TaskWatch(self.docker)
+        return cls._watch
 
     # -- names and labels --
 
@@ -938,6 +1007,14 @@ class NfsSwarmSpawner(SwarmSpawner):
             )
         return ids
 
+    async def directory_unknown(self):
+        """Whether the directory's numbers count and the hub has not seen them: the user never logged in."""
+        return (
+            self.directory_ids != "never"
+            and getattr(self.authenticator, "enable_auth_state", False)
+            and await self.user.get_auth_state() is None
+        )
+
     async def get_account(self):
         """The user's account on the storage; made if it is new.
 
@@ -947,9 +1024,12 @@ class NfsSwarmSpawner(SwarmSpawner):
         Raises:
             SpawnFailed: there is none, with the reason.
         """
+        path = f"/accounts/{quote(self.user.name, safe='')}"
+        if await self.directory_unknown():
+            # an account made now might have another number than the directory's
+            return self.check_account(await self.fetch_accounts("GET", path))
         groups = [name for name in self.group_names if any(fnmatchcase(name, p) for p in self.storage_groups)]
         body = {"groups": groups, **await self.get_directory_ids()}
-        path = f"/accounts/{quote(self.user.name, safe='')}"
         return self.check_account(await self.fetch_accounts("PUT", path, body))
 
     async def fetch_accounts(self, method, path, body=None):
@@ -996,6 +1076,9 @@ class NfsSwarmSpawner(SwarmSpawner):
         if code == 400:
             message = f"Your user name cannot get a storage account: {said[:200]}."
             return SpawnFailed(message, reason="account", detail=detail, status_code=403)
+        if code == 404:
+            message = "There is no storage account yet: the user has to log in once before."
+            return SpawnFailed(message, reason="account", detail=detail, status_code=403)
         if code == 409:
             message = f"Your account on the storage cannot be used: {said[:200]}."
             return SpawnFailed(message, reason="account", detail=detail, status_code=409)
@@ -1041,7 +1124,10 @@ class NfsSwarmSpawner(SwarmSpawner):
         Raises:
             SpawnFailed: it is not.
         """
-        await self.fetch_accounts("GET", "/healthz")
+        cls = self.__class__
+        if time.monotonic() - cls._storage_good > ASK_AGAIN:
+            await self.fetch_accounts("GET", "/healthz")
+            cls._storage_good = time.monotonic()
 
     # -- service spec --
 
@@ -1344,20 +1430,23 @@ class NfsSwarmSpawner(SwarmSpawner):
         lock = self.start_lock
         async with lock:
             self._starting, self._begun, self._stages = True, time.monotonic(), []
-            self._creating = None
+            self._given_up, self._creating = False, None
             try:
                 # the hub's own deadline knows no reason
                 async with asyncio.timeout(max(1, self.start_timeout - 2)):
                     return await self.start_service()
             except asyncio.CancelledError:
                 # The hub waits one second before it calls stop(), which settles this
-                self._cleanup = asyncio.ensure_future(self.discard(self.object_name, self._creating))
+                self._cleanup = asyncio.ensure_future(self.clean_up(self.object_name, self._creating))
                 raise
             except Exception as error:
                 failure = self.explain(error)
                 self.log.error("Start of %s failed: %s", self._log_name, failure.log_message)
-                self._cleanup = asyncio.ensure_future(self.discard(self.object_name, self._creating))
-                await self.settle()
+                self._given_up = True
+                removal = asyncio.ensure_future(self.discard(self.object_name, self._creating))
+                self._background.add(removal)
+                removal.add_done_callback(self._background.discard)
+                await asyncio.wait([removal], timeout=REASON_FIRST)
                 raise failure from (error if failure is not error else None)
             finally:
                 self._starting = False
@@ -1372,7 +1461,13 @@ class NfsSwarmSpawner(SwarmSpawner):
         self.start_id = secrets.token_hex(4)
         self.object_name = self.make_service_name(self.start_id)
         self.stage(5, "Asking the storage for your account")
-        self.account, _ = await asyncio.gather(self.get_account(), self.clear_services())
+        clearing = asyncio.ensure_future(self.clear_services())
+        try:
+            self.account = await self.get_account()
+            await clearing
+        finally:
+            # without an account there is no start, and nothing of it may go on
+            clearing.cancel()
         self.stage(15, f"Your account is {self.account['account']}, user number {self.account['uid']}")
         # shielded: a service that Docker is about to make has to be known to whoever removes it
         self._creating = asyncio.ensure_future(self.create_object())
@@ -1395,11 +1490,12 @@ class NfsSwarmSpawner(SwarmSpawner):
         """
         since, state = time.monotonic(), None
         async for _ in self.ticks():
-            task = await self.get_task()
+            task = await self.get_starting_task()
             if task is None:
                 raise SpawnFailed("Your server was removed while it started.", reason="removed")
             if task_state(task) != state:
                 since, state = time.monotonic(), task_state(task)
+                self.note_move(task)
             node = await self.node_name(task)
             self.stage(*self.describe(state, node))
             if task_ended(task) or task_unwanted(task):
@@ -1411,7 +1507,23 @@ class NfsSwarmSpawner(SwarmSpawner):
             if await self.node_lost(task):
                 raise SpawnFailed(f"Node {node} was lost while your server started there.", reason="node")
             if time.monotonic() - since > self.patience:
-                await self.check_stuck(task, node)
+                await self.check_stuck(task, node, since)
+
+    def note_move(self, task):
+        """Remember that a task got on: who waits behind it in a rush is not stuck."""
+        if task_state(task) != "new":
+            self._moved["new"] = time.monotonic()
+        if task_state(task) == "running":
+            self._moved[task.get("NodeID", "")] = time.monotonic()
+
+    def stands_still(self, place, since):
+        """Whether nobody has got on for `patience`.
+
+        Args:
+            place: `new`, or the ID of a node.
+            since: when this start began to wait there.
+        """
+        return time.monotonic() - max(since, self._moved.get(place, 0)) > self.patience
 
     @staticmethod
     def describe(state, node):
@@ -1427,12 +1539,13 @@ class NfsSwarmSpawner(SwarmSpawner):
             "running": (85, f"Container runs on node {node}, waiting for the server in it"),
         }.get(state, (90, f"Docker reports the state {state}"))
 
-    async def check_stuck(self, task, node):
+    async def check_stuck(self, task, node, since):
         """Look for the reason why a task does not get on; swarm does not always say.
 
         Args:
             task: the task, in one state for longer than `patience`.
             node: name of its node.
+            since: when it came into its state.
 
         Raises:
             SpawnFailed: a reason was found that will not pass.
@@ -1440,14 +1553,18 @@ class NfsSwarmSpawner(SwarmSpawner):
         state = task_state(task)
         if state == "pending" and task["Status"].get("Err"):
             await self.fail(task, node)
-        if state == "new":
+        if state == "new" and self.stands_still("new", since):
             raise SpawnFailed(
                 "The cluster has no network address for your server.",
                 reason="network",
                 detail="task is in state new: address pool empty?",
             )
-        if state == "starting":
+        if state in {"preparing", "starting", "running"}:
+            # images come from a registry beside it, and a server that reads its home from a dead one hangs
             await self.check_storage()
+        # a container that is only slow, on a busy node, gets somewhat longer
+        if state == "starting" and self.stands_still(task.get("NodeID", ""), since + self.patience / 2):
+            raise SpawnFailed(f"Node {node} does not get your directories mounted.", reason="mount")
 
     async def fail(self, task, node):
         """Raise what a task's end means.
@@ -1457,7 +1574,8 @@ class NfsSwarmSpawner(SwarmSpawner):
         """
         reason, message, said = explain_task(task, f"node {node}")
         if not task_ended(task) and task_unwanted(task):
-            reason, message = "node", f"Node {node} was lost while your server started there."
+            what = "lost" if await self.node_lost(task) else "closed by an administrator"
+            reason, message = "node", f"Node {node} was {what} while your server started there."
         if reason in {"exit", "command"}:
             lines = await self.last_lines()
             if lines:
@@ -1513,7 +1631,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         return failure
 
     async def discard(self, name, creating):
-        """Remove the service of a start that ended without success, even one that Docker is just making.
+        """Remove the service of a start that failed, even one that Docker is just making.
 
         Args:
             name: the service. One that has taken its place meanwhile is not this start's to remove.
@@ -1523,17 +1641,34 @@ class NfsSwarmSpawner(SwarmSpawner):
             return
         # an answer that was lost leaves a service, too
         await asyncio.wait([creating])
-        try:
-            await self.remove_service(name)
-        except (DockerException, RequestException) as error:
-            # found by its labels when Docker answers again
-            self.log.warning("Service %s is left over: %s", name, error)
+        for pause in REMOVE_AGAIN:
+            try:
+                await self.remove_service(name)
+                return
+            except (DockerException, RequestException) as error:
+                self.log.warning("Service %s is left over: %s", name, error)
+                await asyncio.sleep(pause)
+        self.log.error("Service %s stays until the next start of %s", name, self._log_name)
+
+    async def clean_up(self, name, creating):
+        """Remove the service of a start that was cancelled, and wait until its container is gone.
+
+        Args:
+            name: the service.
+            creating: the call that makes it, or None if that was not begun.
+        """
+        await self.discard(name, creating)
+        if creating is not None:
+            try:
+                await self.wait_gone()
+            except (SpawnFailed, DockerException, RequestException) as error:
+                self.log.warning("Server of %s may still be there: %s", self._log_name, error)
 
     async def settle(self):
         """Wait until the removal after an earlier start is through."""
-        cleanup, self._cleanup = self._cleanup, None
-        if cleanup is not None:
-            await asyncio.wait([cleanup])
+        if self._cleanup is not None:
+            await asyncio.wait([self._cleanup])
+            self._cleanup = None
 
     # -- stop --
 
@@ -1616,6 +1751,8 @@ class NfsSwarmSpawner(SwarmSpawner):
         Returns:
             None while it runs, starts, or Docker cannot tell; else its exit code, or 0 if that is unknown.
         """
+        if self._given_up:
+            return 0
         if self._starting or (self._cleanup and not self._cleanup.done()):
             return None
         try:
@@ -1633,7 +1770,7 @@ class NfsSwarmSpawner(SwarmSpawner):
                 await self.notice_change(task)
                 return None
             node = await self.node_name(task)
-            sentence = f"node {node} was lost" if lost else explain_task(task, f"node {node}")[1]
+            sentence = f"node {node} was lost or closed" if lost else explain_task(task, f"node {node}")[1]
             self.log.warning("Server of %s is gone: %s", self._log_name, sentence)
             # the hub does not call stop() for a server that is not running
             await self.remove_object()
@@ -1678,6 +1815,12 @@ class NfsSwarmSpawner(SwarmSpawner):
             # the orchestrator has not made it yet
             return {"Status": {"State": "new"}, "DesiredState": "running"}
         return latest_task(tasks)
+
+    async def get_starting_task(self):
+        """The task of this start, asked for together with all others that start, or None if it is gone."""
+        tasks = await self.watch.tasks(self.object_id, self.object_name)
+        # none yet, or none any more: only the service itself tells
+        return latest_task(tasks) if tasks else await self.get_task()
 
     async def get_node(self, task):
         """What the swarm says about a task's node, not older than 5 seconds.

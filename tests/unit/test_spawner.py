@@ -104,6 +104,9 @@ class FakeDocker:
     def tasks(self, filters):
         """GET /tasks: a service's own, or by label those whose service is gone."""
         self.call("tasks")
+        if "name" in filters:
+            there = [key for key, one in self.live.items() if one["spec"]["name"] in filters["name"]]
+            return [task for key in there for task in self.tasks({"service": key})]
         if "service" in filters:
             service_id = self.find(filters["service"])
             if service_id not in self.live:
@@ -132,6 +135,7 @@ class FakeDocker:
         status = dict(service["last"])
         return {
             "ID": f"task of {service['spec']['name']}",
+            "ServiceID": self.find(service["spec"]["name"]),
             "CreatedAt": "2026-01-01T00:00:00Z",
             "NodeID": "" if status["State"] in {"new", "pending"} else "nodeid3",
             "DesiredState": status.pop("Desired", desired),
@@ -219,7 +223,8 @@ class Spawner(NfsSwarmSpawner):
 def swarm():
     """A fresh Docker behind all spawners of a test."""
     Spawner._client = FakeDocker()
-    Spawner._nodes, Spawner._silence = {}, {}
+    Spawner._nodes, Spawner._silence, Spawner._moved = {}, {}, {}
+    Spawner._watch, Spawner._storage_good = None, 0.0
     yield Spawner._client
     Spawner._client = None
 
@@ -604,6 +609,23 @@ async def test_directory_ids(mode, auth_state, ids):
 
 
 @pytest.mark.parametrize(
+    ("enabled", "mode", "auth_state", "method"),
+    [
+        (True, "if-present", None, "GET"),
+        (True, "if-present", {}, "PUT"),
+        (True, "never", None, "PUT"),
+        (False, "if-present", None, "PUT"),
+    ],
+)
+async def test_no_account_is_made_before_the_directorys_numbers_are_known(enabled, mode, auth_state, method):
+    """An administrator starts the server of somebody who never logged in."""
+    spawner = make(directory_ids=mode, auth_state=auth_state)
+    spawner.authenticator = SimpleNamespace(enable_auth_state=enabled)
+    await spawner.get_account()
+    assert spawner.asked[0] == method
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"uid": 0},
@@ -644,6 +666,7 @@ async def test_unusable_accounts_are_refused(change):
             403,
         ),
         (409, b'{"reason": "playbooks/renumber.yml moves its files."}', "playbooks/renumber.yml moves", 409),
+        (404, b'{"reason": "There is no account alice."}', "has to log in once before", 403),
         (401, b'{"reason": "The bearer token is missing."}', "could not get your storage account", 503),
         (500, b"[]", "could not get your storage account", 503),
     ],
@@ -844,10 +867,11 @@ async def test_listens():
     assert await module.listens("127.0.0.1", port, refusal=True)
 
 
-async def test_storage_is_lost_while_a_volume_is_mounted(swarm):
-    """The mount of a dead server hangs without a word: the account service knows."""
-    swarm.script = [{"State": "starting"}]
-    spawner = make()
+@pytest.mark.parametrize("state", ["preparing", "starting", "running"])
+async def test_storage_is_lost_during_the_start(swarm, state):
+    """A pull, a mount or a server may hang without a word: the account service knows."""
+    swarm.script = [{"State": state}]
+    spawner = make(wait_for_server=True, port=9)
     asked = spawner.fetch_accounts
 
     async def fetch(method, path, body=None):
@@ -858,6 +882,64 @@ async def test_storage_is_lost_while_a_volume_is_mounted(swarm):
     spawner.fetch_accounts = fetch
     with pytest.raises(SpawnFailed, match="storage is not available"):
         await spawner.start()
+
+
+async def test_a_mount_that_hangs_on_one_node(swarm):
+    """The storage is well, and yet the container does not start."""
+    swarm.script = [{"State": "starting"}]
+    with pytest.raises(SpawnFailed, match="Node node3 does not get your directories mounted"):
+        await make().start()
+    assert not swarm.live
+
+
+@pytest.mark.parametrize(("state", "place"), [("new", "new"), ("starting", "nodeid3")])
+async def test_a_rush_is_no_standstill(swarm, state, place):
+    """While others get on, a start waits behind them."""
+    swarm.script = [{"State": state}]
+    starting = asyncio.ensure_future(make(patience=0.1).start())
+    for _ in range(20):
+        await asyncio.sleep(0.02)
+        Spawner._moved[place] = module.time.monotonic()
+        assert not starting.done()
+    with pytest.raises(SpawnFailed):
+        await starting
+
+
+async def test_a_node_that_is_drained_during_the_start(swarm):
+    swarm.script = [{"State": "starting", "Desired": "shutdown"}]
+    with pytest.raises(SpawnFailed, match="Node node3 was closed by an administrator"):
+        await make().start()
+    assert not swarm.live
+
+
+async def test_many_starts_ask_together(swarm):
+    """One question at a time for all that wait, and none is answered with what was known before it came."""
+    first, others = make(name="first"), [make(name=f"user{number}") for number in range(60)]
+    for spawner in [first, *others]:
+        spawner.object_name = spawner.make_service_name("0")
+        spawner.object_id = swarm.create_service(name=spawner.object_name, labels=spawner.labels)["ID"]
+    tasks = swarm.tasks
+
+    def slow_tasks(filters):
+        module.time.sleep(0.05)
+        return tasks(filters)
+
+    swarm.tasks = slow_tasks
+    asking = asyncio.ensure_future(first.get_starting_task())
+    await asyncio.sleep(0.02)
+    swarm.calls.clear()
+    found = await asyncio.gather(*(spawner.get_starting_task() for spawner in others))
+    assert [task["ServiceID"] for task in found] == [spawner.object_id for spawner in others]
+    assert (await asking)["ServiceID"] == first.object_id
+    # FakeDocker notes the question and, inside it, one for each service
+    assert swarm.calls.count("tasks") == 1 + 1 + 1 + len(others)
+
+
+async def test_an_error_reaches_all_who_asked(swarm):
+    swarm.errors["tasks"] = api_error(503, "The swarm does not have a leader.")
+    spawners = [make(name=f"user{number}") for number in range(3)]
+    found = await asyncio.gather(*(one.start() for one in spawners), return_exceptions=True)
+    assert all("has no leader" in one.jupyterhub_message for one in found)
 
 
 async def test_start_has_a_deadline_with_a_reason(swarm):
@@ -899,6 +981,37 @@ async def test_docker_refuses(swarm, error, sentence):
     swarm.errors["create_service"] = error
     with pytest.raises(SpawnFailed, match=sentence):
         await make().start()
+
+
+async def test_a_reason_does_not_wait_for_docker(swarm, monkeypatch):
+    """Nobody waits for the removal of what a failed start left, and it is tried until Docker is back."""
+    monkeypatch.setattr(module, "REASON_FIRST", 0.05)
+    monkeypatch.setattr(module, "REMOVE_AGAIN", [0.05] * 20)
+    swarm.script = [{"State": "failed", "Err": "task: non-zero exit (3)"}]
+    swarm.errors["remove_service"] = api_error(503, "The swarm does not have a leader.")
+    spawner = make()
+    with pytest.raises(SpawnFailed, match="exit code 3"):
+        await spawner.start()
+    assert swarm.live
+    swarm.calls.clear()
+    assert await spawner.poll() == 0
+    assert swarm.calls == []
+    del swarm.errors["remove_service"]
+    await asyncio.wait(set(Spawner._background))
+    assert not swarm.live
+
+
+async def test_a_refused_account_ends_the_whole_start(swarm):
+    """Whatever is still to be cleared away is left to the next start."""
+    swarm.ending = 10**6
+    old = make()
+    await old.start()
+    failing = make(account=SpawnFailed("No.", reason="account", status_code=403))
+    with pytest.raises(SpawnFailed, match=r"No\."):
+        await failing.start()
+    swarm.calls.clear()
+    await asyncio.sleep(0.1)
+    assert swarm.calls == []
 
 
 async def test_choice_among_allowed_images(swarm):
@@ -1012,6 +1125,10 @@ async def test_cancelled_start_leaves_nothing(swarm, delay):
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
+    # the hub calls stop() only while poll() says that something is there
+    while await spawner.poll() is None:
+        await asyncio.sleep(0.01)
+    assert not swarm.going
     await spawner.stop()
     assert not swarm.live
     assert not swarm.going
