@@ -405,6 +405,7 @@ class NfsSwarmSpawner(SwarmSpawner):
     _background: ClassVar = set()  # removals that nobody waits for
     _moved: ClassVar = {}  # when a task was last seen to leave `new`, or to run on a node
     _storage_good = 0.0  # when the account service last said so
+    _under_way: ClassVar = set()  # names of the services that start
 
     accounts_url = Unicode(
         "http://accounts:8080",
@@ -800,7 +801,9 @@ class NfsSwarmSpawner(SwarmSpawner):
         min=0.01,
         config=True,
         help="""
-        Seconds between the first looks at a starting or stopping task. They grow to `task_poll_maximum`.
+        Seconds between two looks at a starting task, or the first two at a stopping one.
+
+        They grow to `task_poll_maximum` with the number of servers that start, or the time that a stop takes.
         """,
     )
 
@@ -1475,7 +1478,11 @@ class NfsSwarmSpawner(SwarmSpawner):
         self.object_id = service[self.object_id_key]
         self.log.info("Created service %s for %s from %s", self.object_name, self._log_name, self.image)
         self.stage(25, "Your home's volume and your server are requested")
-        await self.start_object()
+        self._under_way.add(self.object_name)
+        try:
+            await self.start_object()
+        finally:
+            self._under_way.discard(self.object_name)
         return await self.get_ip_and_port()
 
     async def create_object(self):
@@ -1489,7 +1496,7 @@ class NfsSwarmSpawner(SwarmSpawner):
             SpawnFailed: it never will.
         """
         since, state = time.monotonic(), None
-        async for _ in self.ticks():
+        while True:
             task = await self.get_starting_task()
             if task is None:
                 raise SpawnFailed("Your server was removed while it started.", reason="removed")
@@ -1508,6 +1515,9 @@ class NfsSwarmSpawner(SwarmSpawner):
                 raise SpawnFailed(f"Node {node} was lost while your server started there.", reason="node")
             if time.monotonic() - since > self.patience:
                 await self.check_stuck(task, node, since)
+            # a tenth more for each that starts: one is looked at closely, a lecture's worth is no load
+            pause = self.task_poll_interval * (1 + len(self._under_way) / 10)
+            await asyncio.sleep(min(pause, self.task_poll_maximum))
 
     def note_move(self, task):
         """Remember that a task got on: who waits behind it in a rush is not stuck."""
