@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+PROC = Path("/proc")
+TUN = Path("/dev/net/tun")
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 # Disk that is taken while a kernel is built, by the node image, and by a node with a cluster on it: measured,
 # rounded up.
@@ -83,7 +85,7 @@ def rights(_question: dict) -> list[str]:
         if subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode:
             return [f"{needs} allow this user sudo without a password."]
         return []
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    status = (PROC / "self/status").read_text(encoding="ascii", errors="replace")
     effective = int(re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)[1], 16)
     missing = [name for bit, name in CAPABILITIES.items() if not effective >> bit & 1]
     if missing:
@@ -93,7 +95,7 @@ def rights(_question: dict) -> list[str]:
 
 def tun(_question: dict) -> list[str]:
     """Check for the device behind the nodes' network cards."""
-    if Path("/dev/net/tun").is_char_device():
+    if TUN.is_char_device():
         return []
     return ["There is no /dev/net/tun, on which the nodes' network cards rest: load the kernel module tun."]
 
@@ -102,7 +104,7 @@ def running(question: dict) -> set[str]:
     """Return the names of the lab's nodes that run already."""
     marks = {f"umid=campus-{question['name']}-{name}": name for name in question["nodes"]}
     found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in PROC.glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             arguments = path.read_bytes().decode(errors="replace").split("\0")
             found |= {marks[argument] for argument in arguments if argument in marks}
@@ -113,7 +115,7 @@ def memory(question: dict) -> list[str]:
     """Check that the nodes which are to be started fit into what is free."""
     new = len(set(question["nodes"]) - running(question))
     needed = new * size(question["memory"])
-    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    meminfo = (PROC / "meminfo").read_text(encoding="ascii")
     free = int(re.search(r"MemAvailable:\s*(\d+)", meminfo)[1]) << 10
     if needed > free:
         return [
@@ -150,24 +152,39 @@ def disk(question: dict) -> list[str]:
     ]
 
 
+def routes() -> dict[ipaddress.IPv4Network, str]:
+    """Return the networks that the kernel has routes to, and through which interface.
+
+    Read from the kernel, because a new machine may not have the program ``ip`` yet.
+    """
+    found = {}
+    for line in (PROC / "net/route").read_text(encoding="ascii").splitlines()[1:]:
+        interface, destination, _, _, _, _, _, mask, *_ = line.split()
+        # Numbers in the machine's own order of bytes, which on x86-64 is the lowest first.
+        address, netmask = (
+            ipaddress.IPv4Address(int.from_bytes(bytes.fromhex(text), "little"))
+            for text in (destination, mask)
+        )
+        found[ipaddress.IPv4Network(f"{address}/{netmask}")] = interface.replace("*", "no interface")
+    return found
+
+
+def addresses() -> dict[ipaddress.IPv4Network, str]:
+    """Return the networks of this machine's own addresses; all that have no route are on loopback or down."""
+    found = {}
+    if shutil.which("ip"):
+        for link in json.loads(subprocess.check_output(["ip", "-json", "-4", "address", "show"]) or "[]"):
+            for address in link.get("addr_info", []):
+                if "local" in address:
+                    network = ipaddress.IPv4Interface(f"{address['local']}/{address['prefixlen']}").network
+                    found[network] = link["ifname"]
+    return found
+
+
 def subnet(question: dict) -> list[str]:
     """Check that no other network of this machine overlaps the lab's."""
-    if not shutil.which("ip"):
-        # So new a machine has only the networks that it was born with, and the lab installs this next.
-        return []
-
-    def ip(*command: str) -> list[dict]:
-        return json.loads(subprocess.check_output(["ip", "-json", "-4", *command]) or "[]")
-
-    taken = {}
-    for route in ip("route", "show", "table", "main"):
-        if route["dst"] != "default":
-            taken[ipaddress.IPv4Network(route["dst"])] = route.get("dev", "several interfaces")
-    for link in ip("address", "show"):
-        for address in link.get("addr_info", []):
-            if "local" in address:
-                network = ipaddress.IPv4Interface(f"{address['local']}/{address['prefixlen']}").network
-                taken[network] = link["ifname"]
+    taken = {network: interface for network, interface in routes().items() if network.prefixlen}
+    taken |= addresses()
     wanted = ipaddress.IPv4Network(question["subnet"])
     return [
         f"lab_subnet {wanted} overlaps {network}, which this machine reaches through {interface}: "

@@ -7,6 +7,8 @@ behind, and names belong to others too. What is wanted is a JSON list on standar
 - ``name``: what people call it;
 - ``argv``, ``environment``, ``log``: the command, and where its output goes;
 - ``identity``: arguments of ``argv`` that together tell it from every other process;
+- ``mark``: in the place of all these, for what a task starts by itself: a setting of the environment
+  (``NAME=value``) that the process, and every process below it, was started with;
 - ``netns``: the network namespace that it runs in. One that sits in another (the name was removed and made
   again) is cut off and counts as dead;
 - ``family``: prefixes of arguments by which helpers are known that may outlive it (containerd and its shims);
@@ -44,8 +46,17 @@ def processes() -> dict[int, list[str]]:
     return found
 
 
+def environment(pid: int) -> list[str]:
+    """Return the settings that a process was started with: none when it is gone or out of reach."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    return []
+
+
 def members(spec: dict) -> list[int]:
-    """Return the ids of the processes that carry the whole identity, whatever program they run."""
+    """Return the ids of the processes with the whole identity, or the mark, whatever program they run."""
+    if "mark" in spec:
+        return [pid for pid in processes() if spec["mark"] in environment(pid)]
     return [pid for pid, arguments in processes().items() if set(spec["identity"]) <= set(arguments[1:])]
 
 
