@@ -19,16 +19,27 @@ export PYTHONUNBUFFERED := 1
 export MOLECULE_COMMAND_BORDERS := false
 export MOLECULE_GLOB := molecule/*/molecule.yml
 
+# Shell lines that install packages on this machine, or say in a sentence why they cannot.
+define INSTALL
+if [ -n '$(SUDO)' ] && ! sudo -n true 2> /dev/null; then
+  echo 'Packages are missing here ($(1)): run make as root, allow this user sudo without a password, or install them first.' >&2
+  exit 1
+fi
+# An interrupted install would stop this one.
+$(SUDO) roles/lab/files/finish-dpkg
+$(SUDO) apt-get update -q
+$(SUDO) apt-get install -y -q --no-install-recommends $(1)
+endef
+
 .PHONY: help
 help: ## Show the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # The stamp carries the requirements' time, so that an interrupted install is done again.
 $(VENV)/.installed: requirements.txt requirements.yml
 	@echo '--- Tools of the control node into $(VENV) (about 1 minute)'
 	if ! $(PYTHON) -c 'import ensurepip' 2> /dev/null || ! command -v ssh > /dev/null; then
-	  $(SUDO) apt-get update -q
-	  $(SUDO) apt-get install -y -q python3-venv openssh-client
+	  $(call INSTALL,python3-venv openssh-client)
 	fi
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/pip install -q -r requirements.txt
@@ -39,6 +50,8 @@ $(VENV)/.installed: requirements.txt requirements.yml
 run: $(VENV)/.installed ## Deploy INVENTORY (default inventories/lab, whose nodes are started first)
 	@$(if $(LAB),$(PLAYBOOK) playbooks/lab.yml)
 	$(PLAYBOOK) playbooks/site.yml
+	# Nothing but the answer: no recap, no longest tasks.
+	ANSIBLE_STDOUT_CALLBACK=minimal ANSIBLE_CALLBACKS_ENABLED=minimal $(PLAYBOOK) playbooks/where.yml
 
 .PHONY: test
 test: lint unit molecule ## Lint, unit tests and molecule on nodes of their own
@@ -57,10 +70,32 @@ unit: $(VENV)/.installed ## Unit tests: the Python, the templates, the collectio
 .PHONY: molecule
 molecule: $(VENV)/.installed ## Deploy on throwaway nodes and use the cluster as its users do
 	@if ! command -v chromium > /dev/null; then
-	  $(SUDO) apt-get update -q
-	  $(SUDO) apt-get install -y -q --no-install-recommends chromium
+	  $(call INSTALL,chromium)
 	fi
 	molecule test --all
+
+.PHONY: bench
+bench: $(VENV)/.installed ## Measure the deployed INVENTORY, for benchmarks/README.md; hours
+	@for part in spawn files burst accounts; do $(MAKE) --no-print-directory bench-$$part; done
+	python -m benchmarks.plot
+
+.PHONY: bench-spawn
+bench-spawn: $(VENV)/.installed ## One user's start: Docker alone, upstream, ours, chown -R
+	@python -m benchmarks.spawn --inventory $(INVENTORY)
+
+.PHONY: bench-files
+bench-files: $(VENV)/.installed ## The same with images of up to 200,000 files
+	@python -m benchmarks.files --inventory $(INVENTORY)
+
+# The accounts service gives homes to their users, and a network namespace is entered by root.
+.PHONY: bench-burst
+bench-burst: $(VENV)/.installed ## Up to 200 users at once: on a stand-in for Docker, then on the lab
+	@$(SUDO) $(VENV)/bin/python -m benchmarks.burst --inventory $(INVENTORY)
+	python -m benchmarks.burst --lab --inventory $(INVENTORY)
+
+.PHONY: bench-accounts
+bench-accounts: $(VENV)/.installed ## The accounts service with up to 50,000 accounts
+	@$(SUDO) $(VENV)/bin/python -m benchmarks.accounts --inventory $(INVENTORY)
 
 .PHONY: lab-down
 lab-down: $(VENV)/.installed ## End the lab's nodes and remove what they made

@@ -95,8 +95,12 @@ class Node:
 
     def run(self, *command: str, timeout: float = 60, stdin: str | None = None) -> str:
         """Run a command as root on the node and return what it prints."""
+        return run(self.command(*command), timeout=timeout, stdin=stdin)
+
+    def command(self, *command: str) -> list[str]:
+        """The local command that runs one as root on the node."""
         Path("~/.ssh").expanduser().mkdir(mode=0o700, exist_ok=True)
-        return run([*self._ssh, shlex.join([*self._sudo, *command])], timeout=timeout, stdin=stdin)
+        return [*self._ssh, shlex.join([*self._sudo, *command])]
 
     def stat(self, path: str) -> dict[str, Any]:
         """Owner and mode of a file, as numbers: {"uid", "gid", "mode"}."""
