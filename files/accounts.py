@@ -31,6 +31,7 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -186,6 +187,9 @@ class Settings:
     uid_max: int = field(default=999999, metadata={"help": "last UID that is given out"})
     gid_min: int = field(default=20001, metadata={"help": "first GID of role and course groups"})
     gid_max: int = field(default=59999, metadata={"help": "last GID of role and course groups"})
+    group_expiration: int = field(
+        default=0, metadata={"help": "seconds for which the NFS server remembers a user's former groups"}
+    )
     system_files: str = field(
         default="/etc/passwd,/etc/group", metadata={"help": "files whose names are refused to users"}
     )
@@ -993,6 +997,7 @@ class Service:
         self.store = Store(settings)
         self.nfs = NfsProbe(settings.nfs_address)
         self._token = token.encode()
+        self._regrouped: dict[str, float] = {}  # when groups of an account changed, by its name
         self._waiting: list[tuple[Request, asyncio.Future[tuple[Account, bool]]]] = []
         self._writer: asyncio.Task[None] | None = None
         self.registry = CollectorRegistry()
@@ -1071,7 +1076,10 @@ class Service:
         return web.json_response(index.describe(account))
 
     async def put(self, request: web.Request) -> web.Response:
-        """PUT /accounts/{username}: makes it true, 201 if the account is new."""
+        """PUT /accounts/{username}: makes it true, 201 if the account is new.
+
+        `settle` in the answer: seconds until the NFS server knows groups that have just changed.
+        """
         try:
             body = await request.json() if request.can_read_body else {}
         except (json.JSONDecodeError, UnicodeDecodeError):
@@ -1085,8 +1093,22 @@ class Service:
             with self.store.homes() as homes:
                 self.store.make_home(homes, account)
         else:
+            known = index.by_username.get(wanted.username)
+            before = known and index.groups_of(known)
             account, created = await self._write(wanted)
-        return web.json_response(self.store.index().describe(account), status=201 if created else 200)
+            if known and self.store.index().groups_of(account) != before:
+                self._regrouped[account.account] = time.monotonic()
+        answer = self.store.index().describe(account)
+        return web.json_response(answer | self._settle(account), status=201 if created else 200)
+
+    def _settle(self, account: Account) -> dict[str, float]:
+        """The answer's `settle`, or nothing when there is nothing to wait for."""
+        changed = self._regrouped.get(account.account, -math.inf)
+        left = changed + self.store.settings.group_expiration - time.monotonic()
+        if left <= 0:
+            self._regrouped.pop(account.account, None)
+            return {}
+        return {"settle": round(left, 1)}
 
     async def _write(self, wanted: Request) -> tuple[Account, bool]:
         done: asyncio.Future[tuple[Account, bool]] = asyncio.get_running_loop().create_future()

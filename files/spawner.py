@@ -67,6 +67,7 @@ ASK_AGAIN = 2  # seconds between two questions to a node whether it is there
 OLD_NEWS = 60  # seconds after which the swarm itself knows of a lost node, or of one that is back
 REASON_FIRST = 2  # seconds for which a failed start's removal may hold up the reason
 REMOVE_AGAIN = [2, 4, 8, 16, 30, 60, 120, 240]  # seconds between attempts to remove what a failed start left
+SETTLE_MAX = 60  # seconds for which an answer of the account service may hold up a start
 CONNECT = 2  # seconds for a connection to Docker over the network: a lost manager does not refuse one
 ENDED = {"complete", "shutdown", "failed", "rejected", "remove", "orphaned"}
 NO_STORAGE = "Your home directory's storage is not available at the moment."
@@ -414,7 +415,8 @@ class NfsSwarmSpawner(SwarmSpawner):
         Base URL of the account service.
 
         `PUT /accounts/{username}` with `{"groups": [], "uid": n?, "gid": n?}` answers
-        `{"account", "uid", "gid", "groups": {name: gid}, "home"}`, the same for the same user every time.
+        `{"account", "uid", "gid", "groups": {name: gid}, "home"}`, the same for the same user every time, and
+        `settle`, if the storage needs so many seconds more to know groups that have changed.
         """,
     )
 
@@ -1119,7 +1121,15 @@ class NfsSwarmSpawner(SwarmSpawner):
             or {".", ".."} & set(home.split("/"))
         ):
             raise ValueError("not an account")
-        return {"account": name, "uid": numbers[0], "gid": numbers[1], "groups": groups, "home": home}
+        settle = min(max(float(account.get("settle", 0)), 0), SETTLE_MAX)
+        return {
+            "account": name,
+            "uid": numbers[0],
+            "gid": numbers[1],
+            "groups": groups,
+            "home": home,
+            "settle": settle,
+        }
 
     async def check_storage(self):
         """Ask whether the storage is there; a mount of one that is not may hang without a word.
@@ -1471,6 +1481,10 @@ class NfsSwarmSpawner(SwarmSpawner):
         finally:
             # without an account there is no start, and nothing of it may go on
             clearing.cancel()
+        if self.account["settle"]:
+            # earlier, the NFS server would refuse what the groups allow, and the node remember the refusal
+            self.stage(12, "Waiting until the storage knows your new groups")
+            await asyncio.sleep(self.account["settle"])
         self.stage(15, f"Your account is {self.account['account']}, user number {self.account['uid']}")
         # shielded: a service that Docker is about to make has to be known to whoever removes it
         self._creating = asyncio.ensure_future(self.create_object())

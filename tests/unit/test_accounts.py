@@ -95,6 +95,18 @@ async def test_a_new_user_gets_an_account_and_a_home(site):
     assert await (await client.get("/accounts")).json() == {"accounts": [made]}
 
 
+async def test_changed_groups_take_a_while_to_be_known(site):
+    """An account that has joined or left a group is remembered as it was for a while."""
+    client = await site.start(group_expiration=1)
+    assert "settle" not in await put(client, "alice", 201, groups=["students"])
+    assert "settle" not in await put(client, "alice", groups=["students"])
+    assert 0 < (await put(client, "alice", groups=["students", "course-1"]))["settle"] <= 1
+    assert 0 < (await put(client, "alice", groups=["students", "course-1"]))["settle"] <= 1
+    await asyncio.sleep(1)
+    assert "settle" not in await put(client, "alice", groups=["students", "course-1"])
+    assert "settle" in await put(client, "alice", groups=["students"])
+
+
 async def test_role_groups_have_their_gids_from_the_start(site):
     client = await site.start()
     assert (await put(client, "tina", groups=["teachers", "course-1"]))["groups"] == {

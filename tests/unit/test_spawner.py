@@ -1001,6 +1001,16 @@ async def test_a_reason_does_not_wait_for_docker(swarm, monkeypatch):
     assert not swarm.live
 
 
+async def test_new_groups_are_waited_for(swarm):
+    spawner = make(account={**ACCOUNT, "settle": 0.3})
+    starting = asyncio.ensure_future(spawner.start())
+    await asyncio.sleep(0.1)
+    assert spawner._stages[-1]["stage"] == "Waiting until the storage knows your new groups"
+    assert "create_service" not in swarm.calls
+    await starting
+    assert make().check_account(json.dumps({**ACCOUNT, "settle": 10**6}))["settle"] == module.SETTLE_MAX
+
+
 async def test_a_refused_account_ends_the_whole_start(swarm):
     """Whatever is still to be cleared away is left to the next start."""
     swarm.ending = 10**6
