@@ -113,8 +113,14 @@ def user(new_user: Callable[..., HubUser]) -> Iterator[Callable[[str], HubUser]]
 @pytest.fixture(scope="session")
 def tunable(cluster: Cluster, user: Callable[[str], HubUser]) -> Iterator[Cluster]:
     """The cluster with a hub whose spawner takes any trait from a start's options."""
+    groups = cluster.value("hub_ldap_groups")
+    courses = {f"course-test-{number}": groups["students"] for number in range(20)}
     variables = {
         "hub_extra_config": TUNABLE,
+        "hub_named_servers": True,
+        # more groups than AUTH_SYS carries
+        "hub_ldap_groups": groups | courses,
+        "hub_storage_groups": [*cluster.value("hub_storage_groups", ["students", "teachers"]), *courses],
         "images_extra": IMAGES,
         "hub_notebook_images": {"hub-admins": "docker-stacks-overlay", "teachers": "docker-stacks"},
     }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from cluster import Cluster, Node, wait_for
+from cluster import Cluster, CommandError, Node, wait_for
 from hub import HubUser, SpawnFailed
 from stub import Student
 
@@ -123,7 +123,7 @@ def test_a_node_that_is_lost_during_a_start(student: Student) -> None:
     with student.cluster.closed(*others(student.cluster, node)):
         student.request_start(uuid.uuid4().hex, delay=600)
         wait_for("the container", student.containers, timeout=120)
-    with student.cluster.lost(node):
+    with student.cluster.without_power(node):
         since = time.monotonic()
         with pytest.raises(SpawnFailed) as refused:
             student.hub.follow_progress()
@@ -131,7 +131,56 @@ def test_a_node_that_is_lost_during_a_start(student: Student) -> None:
         assert "was lost" in str(refused.value)
         student.start()
         student.assert_one_server()
-    wait_for("the old container's end", lambda: len(student.containers()) == 1, timeout=120)
+    wait_for("one container", lambda: len(student.containers()) == 1, timeout=120)
+
+
+def test_storage_that_goes_away_during_a_start(student: Student) -> None:
+    """The container runs and its server reads from a dead mount: without asking, nobody would say why."""
+    student.hub.stop()
+    student.request_start(uuid.uuid4().hex, delay=600)
+    wait_for("the container", student.containers, timeout=120)
+    with student.cluster.without_storage():
+        since = time.monotonic()
+        with pytest.raises(SpawnFailed) as refused:
+            student.hub.follow_progress()
+        print(f"storage gone: {time.monotonic() - since:.1f} s: {str(refused.value).splitlines()[-1]}")
+        assert "storage is not available" in str(refused.value)
+    wait_for("the next start", lambda: started(student), timeout=240)
+    student.assert_one_server()
+
+
+def test_an_export_that_is_missing(student: Student) -> None:
+    """The NFS server is there and does not serve the homes."""
+    student.hub.stop()
+    with student.cluster.without_export("homes"):
+        since = time.monotonic()
+        with pytest.raises(SpawnFailed) as refused:
+            student.start()
+        print(f"export gone: {time.monotonic() - since:.1f} s: {str(refused.value).splitlines()[-1]}")
+        assert "does not exist on the storage" in str(refused.value)
+    wait_for("the next start", lambda: started(student), timeout=240)
+    student.assert_one_server()
+
+
+def test_a_lost_manager_leaves_no_leader(student: Student) -> None:
+    """Two managers survive the loss of neither; nothing is left behind when it is back."""
+    student.hub.stop()
+    cluster = student.cluster
+    other = cluster.nodes[next(name for name in cluster.groups["managers"] if name != cluster.manager.name)]
+    for role in ("hub", "proxy"):
+        with cluster.closed(other):
+            if cluster.node_of(cluster.service(role)).name == other.name:
+                cluster.restart(role)
+    wait_for("the hub's pages", student.hub.logged_in, timeout=180)
+    with cluster.lost(other):
+        wait_for("no leader", lambda: leaderless(cluster), timeout=120)
+        since = time.monotonic()
+        with pytest.raises(SpawnFailed) as refused:
+            student.start()
+        print(f"no leader: {time.monotonic() - since:.1f} s: {str(refused.value).splitlines()[-1]}")
+        assert "no leader" in str(refused.value)
+    student.start()
+    student.assert_one_server()
 
 
 def test_a_server_whose_node_is_lost_starts_elsewhere(student: Student) -> None:
@@ -149,6 +198,24 @@ def test_a_server_whose_node_is_lost_starts_elsewhere(student: Student) -> None:
         student.assert_one_server()
     wait_for("the old container's end", lambda: len(student.containers()) == 1, timeout=120)
     student.assert_one_server()
+
+
+def started(student: Student) -> bool:
+    """Whether a start succeeds; as long as the storage comes back, students try again."""
+    try:
+        student.start()
+    except SpawnFailed as failure:
+        raise AssertionError(str(failure)) from failure
+    return True
+
+
+def leaderless(cluster: Cluster) -> bool:
+    """Whether a manager says that the swarm has no leader."""
+    try:
+        cluster.docker("node", "ls")
+    except CommandError as error:
+        return "leader" in str(error)
+    return False
 
 
 def worker(cluster: Cluster) -> Node:

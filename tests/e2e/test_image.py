@@ -88,6 +88,30 @@ def student(tunable: Cluster, user: Callable[[str], HubUser]) -> Iterator[HubUse
     user("alice").stop()
 
 
+def test_a_server_in_more_groups_than_nfs_carries(
+    tunable: Cluster, new_user: Callable[..., HubUser], student: HubUser
+) -> None:
+    """All of the directory's groups are the server's; what it writes for the last of them is that group's.
+
+    AUTH_SYS carries 16 (RFC 5531, appendix A): the NFS server looks the others up itself.
+    """
+    # groups come with a login
+    new_user("alice").login()
+    seen = tell(student).json("import json, os; print(json.dumps(os.getgroups()))")
+    _, account = tunable.accounts("GET", "/accounts/alice")
+    assert len(account["groups"]) > 16
+    assert set(account["groups"].values()) <= set(seen)
+    last = max(account["groups"].values())
+    shared = f"{tunable.storage_dir}{account['home']}/shared"
+    tunable.storage.run("install", "-d", "-m", "2770", "-o", "root", "-g", str(last), shared)
+    try:
+        student.run("open('shared/mine.txt', 'w').close()")
+        mine = tunable.storage.stat(f"{shared}/mine.txt")
+        assert (mine["uid"], mine["gid"]) == (account["uid"], last)
+    finally:
+        tunable.storage.run("rm", "-r", shared)
+
+
 def test_git_knows_who_commits(student: HubUser) -> None:
     """Nobody has to tell git a name before the first commit."""
     assert tell(student).run(COMMIT).split() == ["alice", "<alice@localhost>", "alice"]
@@ -216,14 +240,15 @@ def test_identity_root_gives_the_same_file(student: HubUser, tunable: Cluster) -
     service = tunable.notebook("alice")
     assert tunable.docker("service", "inspect", "--format", template, service).strip() == "0:0"
     _, account = tunable.accounts("GET", "/accounts/alice")
-    uid, gid, groups, capabilities = student.json(
+    uid, gid, groups, capabilities, umask = student.json(
         "import json, os, pathlib\n"
         "pathlib.Path.home().joinpath('root.txt').write_text('x')\n"
         "status = pathlib.Path('/proc/self/status').read_text()\n"
         "effective = next(line for line in status.splitlines() if line.startswith('CapEff'))\n"
-        "print(json.dumps([os.getuid(), os.getgid(), os.getgroups(), int(effective.split()[1], 16)]))"
+        "mask = os.umask(0)\n"
+        "print(json.dumps([os.getuid(), os.getgid(), os.getgroups(), int(effective.split()[1], 16), mask]))"
     )
-    assert (uid, gid, capabilities) == (account["uid"], account["gid"], 0)
+    assert (uid, gid, capabilities, umask) == (account["uid"], account["gid"], 0, 0o007)
     assert set(account["groups"].values()) <= set(groups)
     assert 0 not in groups
     file = tunable.storage.stat(f"{tunable.storage_dir}{account['home']}/root.txt")
@@ -256,7 +281,8 @@ def test_docker_stacks_images(
     assert (owner["uid"], owner["gid"]) == (account["uid"], account["gid"])
     seen = json.loads(tunable.storage.run("cat", file))
     assert (seen["uid"], seen["gid"]) == (account["uid"], account["gid"])
-    assert (seen["name"], seen["home"]) == (name, f"/home/{name}")
+    assert (seen["name"], seen["group"], seen["home"]) == (name, account["account"], f"/home/{name}")
+    assert int(seen["umask"], 8) == 0o007
     assert 100 in seen["groups"]
     assert seen["conda"] == 100, "the build group writes the image's environment"
     assert seen["owner of conda"] == 1000, "nothing outside the home changes its owner"

@@ -92,6 +92,23 @@ def test_start_and_cancel(students: list[Student]) -> None:
         student.assert_one_server()
 
 
+def test_named_servers_side_by_side(students: list[Student]) -> None:
+    """A second server has a service of its own, and its end is not the first one's."""
+    student, value = students[0], uuid.uuid4().hex
+    student.hub.stop()
+    student.start()
+    path = f"/hub/api/users/{student.hub.name}/servers/second"
+    student.hub.api("POST", path, json={"user_options": student.options(value)}).raise_for_status()
+    servers = lambda: student.hub.model()["servers"]  # noqa: E731
+    wait_for("the second server", lambda: servers()["second"]["ready"], timeout=120)
+    assert student.hub.api("GET", f"/user/{student.hub.name}/second/value").text == value
+    assert student.hub.api("GET", f"/user/{student.hub.name}/value").text == student.value
+    assert len(student.services()) == 2
+    student.hub.api("DELETE", path, json={"remove": True}, timeout=STOP_TIMEOUT).raise_for_status()
+    wait_for("its end", lambda: "second" not in servers(), timeout=STOP_TIMEOUT)
+    student.assert_one_server()
+
+
 @pytest.mark.parametrize("pause", [0.3, 1.5, 3.0])
 def test_a_hub_that_crashes_in_a_start_finds_its_way(students: list[Student], pause: float) -> None:
     """The hub is killed some time after the click; the next start gives exactly one server, the new one."""

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -69,6 +70,13 @@ def wait_for(what: str, condition: Callable[[], T], *, timeout: float, pause: fl
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {timeout} s ({reason})")
         time.sleep(pause)
+
+
+def processes() -> Iterator[tuple[int, list[str]]]:
+    """Every process of this machine with its arguments."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield int(path.parent.name), path.read_bytes().decode(errors="replace").split("\0")
 
 
 class Node:
@@ -278,6 +286,41 @@ class Cluster:
         finally:
             node.run("nft", "delete", "table", "inet", "campus_test")
             wait_for(f"{node.name} back", lambda: self.node_status(node) == "ready", timeout=180)
+
+    @contextlib.contextmanager
+    def without_power(self, node: Node) -> Iterator[None]:
+        """End a lab node's process for the length of a block, like a power cut; lab.yml starts it again."""
+        mark = f"umid=campus-{self.value('lab_name')}-{node.name}"
+        pids = [pid for pid, arguments in processes() if mark in arguments]
+        assert pids, f"no process of {node.name}"
+        for pid in pids:
+            # UML's own helpers end with it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            yield
+        finally:
+            self.playbook("lab.yml")
+            wait_for(f"{node.name} back", lambda: self.node_status(node) == "ready", timeout=180)
+
+    @contextlib.contextmanager
+    def without_export(self, name: str) -> Iterator[None]:
+        """Let the NFS server serve an export under another name for the length of a block."""
+        config = f"{self.value('nfs_config_dir', '/etc/campus-jupyterhub/nfs')}/ganesha.conf"
+        right = self.storage.run("cat", config)
+        wrong = right.replace(f'Pseudo = "/{name}"', f'Pseudo = "/no-{name}"')
+        assert wrong != right
+        try:
+            self._serve(config, wrong)
+            yield
+        finally:
+            self._serve(config, right)
+
+    def _serve(self, config: str, text: str) -> None:
+        # written in place: the container sees this file, whatever takes its name
+        self.storage.run("tee", config, stdin=text)
+        self.storage.run("docker", "restart", self.nfs_container, timeout=120)
+        wait_for("the storage", lambda: self.accounts("GET", "/healthz")[0] == 200, timeout=120)
 
     def node_status(self, node: Node) -> str:
         """What the swarm says about a node: `ready` or `down`."""

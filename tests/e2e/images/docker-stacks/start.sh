@@ -1,5 +1,5 @@
 #!/bin/bash
-# What docker-stacks images promise of their start script, as far as NB_USER, NB_UID, NB_GID and NB_GROUP go.
+# What docker-stacks images promise of their start script, as far as NB_USER, NB_UID, NB_GID, NB_GROUP and NB_UMASK go.
 set -e
 
 source /usr/local/bin/run-hooks.sh /usr/local/bin/start-notebook.d
@@ -20,4 +20,5 @@ useradd --no-log-init --home-dir "$home" --shell /bin/bash --uid "$NB_UID" --gid
 [ -e "$home" ] || cp -a /home/jovyan "$home"
 case "${CHOWN_HOME:-}" in 1 | yes) chown "$NB_UID:$NB_GID" "$home" ;; esac
 source /usr/local/bin/run-hooks.sh /usr/local/bin/before-notebook.d
+umask "${NB_UMASK:-022}"
 exec sudo --preserve-env --set-home --user "$NB_USER" PATH="$PATH" "$@"
