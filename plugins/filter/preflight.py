@@ -89,7 +89,7 @@ def names(hosts: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def preflight_address(variables: Mapping) -> str:
+def node_address(variables: Mapping) -> str:
     """Return the address under which the other nodes reach a node.
 
     Args:
@@ -188,7 +188,7 @@ class Inventory:
 
     def address(self, host: str) -> str:
         """Return the address under which the other nodes reach a node."""
-        return preflight_address(self.hostvars.get(host, {})) or host
+        return node_address(self.hostvars.get(host, {})) or host
 
 
 def group_problems(inventory: Inventory) -> Iterator[str]:
@@ -266,6 +266,25 @@ def address_problems(inventory: Inventory) -> Iterator[str]:
         )
 
 
+def subnets_of(inventory: Inventory) -> Iterator[tuple[str, list[str], str]]:
+    """Collect the networks that the cluster makes for itself.
+
+    Args:
+        inventory: The inventory.
+
+    Yields:
+        Variable, its hosts, and a network as it is written there.
+    """
+    candidates = {*inventory.options, *(name for name in inventory.names if name.startswith("network_"))}
+    for name in sorted(name for name in candidates if SUBNET_NAME.search(name) and name not in NODE_SUBNETS):
+        for value, hosts in inventory.values(name):
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, Mapping):  # As in Docker's default-address-pools.
+                    text = text.get("base")
+                if text:
+                    yield name, hosts, str(text)
+
+
 def subnet_problems(inventory: Inventory) -> Iterator[str]:
     """Check that no network of the cluster hides another one, or the nodes themselves.
 
@@ -276,18 +295,11 @@ def subnet_problems(inventory: Inventory) -> Iterator[str]:
         Sentences.
     """
     subnets: dict[str, list] = {}
-    candidates = {*inventory.options, *(name for name in inventory.names if name.startswith("network_"))}
-    for name in sorted(name for name in candidates if SUBNET_NAME.search(name) and name not in NODE_SUBNETS):
-        for value, hosts in inventory.values(name):
-            for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, Mapping):  # As in Docker's default-address-pools.
-                    text = text.get("base")
-                if not text:
-                    continue
-                try:
-                    subnets.setdefault(name, []).append(ipaddress.ip_network(str(text)))
-                except ValueError as error:
-                    yield f"{name} is no subnet: {error}{inventory.where(name, hosts)}."
+    for name, hosts, text in subnets_of(inventory):
+        try:
+            subnets.setdefault(name, []).append(ipaddress.ip_network(text))
+        except ValueError as error:
+            yield f"{name} is no subnet: {error}{inventory.where(name, hosts)}."
     for name, nets in subnets.items():
         for net in nets:
             inside = [
@@ -583,12 +595,61 @@ def preflight_specs(roles_dir: str) -> dict[str, dict]:
     return specs
 
 
-def preflight_node_problems(results: Mapping[str, Mapping], clock_seconds: float) -> list[str]:
+def preflight_subnets(
+    hostvars: Mapping, groups: Mapping, specs: Mapping[str, Mapping]
+) -> dict[str, list[str]]:
+    """Name the networks that the cluster makes for itself.
+
+    Args:
+        hostvars: Host → variables.
+        groups: Group → hosts.
+        specs: Role → options, as `preflight_specs` returns them.
+
+    Returns:
+        Variable → its networks.
+    """
+    found: dict[str, list[str]] = {}
+    for name, _, text in subnets_of(Inventory(hostvars, groups, specs)):
+        found.setdefault(name, []).append(text)
+    return found
+
+
+def route_problems(routes: Iterable[Mapping], subnets: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """Check that containers reach what their node has a route to.
+
+    A route through a gateway that only contains a network of the cluster (10.0.0.0/8, say) is as little a
+    contradiction as the default route is: it says where to go when nothing better is known.
+
+    Args:
+        routes: What the module `preflight_node` found: destination, interface, and whether it is on link.
+        subnets: What `preflight_subnets` returned.
+
+    Yields:
+        Sentences.
+    """
+    nets = [(name, ipaddress.ip_network(text)) for name, texts in subnets.items() for text in texts]
+    for route, (name, net) in itertools.product(routes, nets):
+        there = ipaddress.ip_network(route["destination"])
+        if net.version != there.version or not net.overlaps(there):
+            continue
+        if route["on_link"] or there.subnet_of(net):
+            yield (
+                f"reaches {there} by {route['interface']}, and {name} {net} would hide it from "
+                f"containers: give {name} another range."
+            )
+
+
+def preflight_node_problems(
+    results: Mapping[str, Mapping],
+    clock_seconds: float,
+    subnets: Mapping[str, Iterable[str]] | None = None,
+) -> list[str]:
     """Put together what the nodes have reported.
 
     Args:
         results: Node → result of the module `preflight_node`.
         clock_seconds: How far apart clocks may be.
+        subnets: What `preflight_subnets` returned.
 
     Returns:
         Sentences.
@@ -607,7 +668,10 @@ def preflight_node_problems(results: Mapping[str, Mapping], clock_seconds: float
                 hint = " (is python3 installed?)" if result.get("rc") == 127 else ""
                 found.append(f"{host}: could not be examined{hint}: {reason}")
             continue
-        found += [f"{host}: {problem}" for problem in result["problems"]]
+        found += [
+            f"{host}: {problem}"
+            for problem in (*result["problems"], *route_problems(result["routes"], subnets or {}))
+        ]
         clocks[host] = float(result["clock_offset"])
         by_hostname.setdefault(result["hostname"], []).append(host)
         if result.get("machine_id"):
@@ -640,9 +704,10 @@ class FilterModule:
     def filters(self) -> dict[str, Callable]:
         """Return name → function."""
         return {
-            "preflight_address": preflight_address,
+            "node_address": node_address,
             "preflight_problems": preflight_problems,
             "preflight_warnings": preflight_warnings,
             "preflight_specs": preflight_specs,
+            "preflight_subnets": preflight_subnets,
             "preflight_node_problems": preflight_node_problems,
         }

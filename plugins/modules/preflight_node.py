@@ -9,11 +9,13 @@ import concurrent.futures
 import contextlib
 import errno
 import gzip
+import ipaddress
 import os
 import pathlib
 import re
 import socket
 import ssl
+import struct
 import time
 
 from ansible.module_utils.basic import AnsibleModule
@@ -30,6 +32,10 @@ options:
     description: ID of os-release → oldest VERSION_ID that is supported.
     type: dict
     required: true
+  needs_buildx:
+    description: Whether Docker's buildx plugin has to come from the distribution. Debian has it from 13 on.
+    type: bool
+    default: false
   memory_mb:
     description: Least memory of the node.
     type: int
@@ -112,6 +118,21 @@ machine_id:
   description: Content of /etc/machine-id.
   returned: always
   type: str
+routes:
+  description: Networks that the node reaches other than by its default route, without Docker's own.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    destination:
+      description: The network, in CIDR notation.
+      type: str
+    interface:
+      description: The interface by which it is reached.
+      type: str
+    on_link:
+      description: Whether it is reached without a gateway.
+      type: bool
 """
 
 # Feature → (its purpose, paths of which one exists once it is there, its module, its configuration option).
@@ -123,6 +144,10 @@ FEATURES = {
 }
 # When built in, these show; vxlan may not.
 ALWAYS_VISIBLE = ("overlay", "nfs4", "ip_vs")
+# Docker's names for its bridges and for the ends of containers' links on them.
+DOCKER_INTERFACE = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}|veth.*")
+# linux/route.h.
+RTF_UP, RTF_GATEWAY, RTF_REJECT = 0x1, 0x2, 0x200
 STARTTLS_OID = b"1.3.6.1.4.1.1466.20037"
 
 
@@ -139,12 +164,13 @@ def version(text):
     return tuple(int(number) for number in re.findall(r"\d+", text))
 
 
-def distribution_problems(distributions, os_release):
+def distribution_problems(distributions, os_release, needs_buildx=False):
     """Check the distribution.
 
     Args:
         distributions: ID → oldest version.
         os_release: Content of /etc/os-release.
+        needs_buildx: Whether it has to bring Docker's buildx plugin.
 
     Returns:
         Sentences. A release in the making (Debian testing) has no VERSION_ID and is taken for a new one.
@@ -157,6 +183,11 @@ def distribution_problems(distributions, os_release):
         return [f"runs {name}, which is not supported: install {wanted} or newer."]
     if release.get("VERSION_ID") and version(release["VERSION_ID"]) < version(str(oldest)):
         return [f"runs {name}, which is too old: install {wanted} or newer."]
+    if needs_buildx and release.get("VERSION_ID") and version(release["VERSION_ID"]) < (13,):
+        return [
+            f"runs {name}, which has no package of Docker's buildx plugin and cannot build images: put "
+            "another host into the group builder, or set docker_source to upstream."
+        ]
     return []
 
 
@@ -236,6 +267,28 @@ def disk_problems(paths, disk_mb):
             problem = f"has {free} MB free for {path}, {disk_mb} MB are needed."
             found.setdefault(existing.stat().st_dev, problem)
     return list(found.values())
+
+
+def routes(table):
+    """List the networks that the node has a route to.
+
+    Args:
+        table: Content of /proc/net/route, with addresses in the machine's byte order.
+
+    Returns:
+        Destination, interface and whether it is on link, for each route but the default one and Docker's own.
+    """
+    found = []
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        interface, flags = fields[0], int(fields[3], 16)
+        address, mask = (socket.inet_ntoa(struct.pack("=I", int(fields[i], 16))) for i in (1, 7))
+        destination = ipaddress.ip_network(f"{address}/{mask}", strict=False)
+        usable = flags & (RTF_UP | RTF_REJECT) == RTF_UP and not DOCKER_INTERFACE.fullmatch(interface)
+        if usable and destination.prefixlen:
+            on_link = not flags & RTF_GATEWAY
+            found.append({"destination": str(destination), "interface": interface, "on_link": on_link})
+    return found
 
 
 def listeners(ports):
@@ -414,6 +467,7 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "distributions": {"type": "dict", "required": True},
+            "needs_buildx": {"type": "bool", "default": False},
             "memory_mb": {"type": "int", "default": 0},
             "disk_mb": {"type": "int", "default": 0},
             "disk_paths": {"type": "list", "elements": "str", "default": []},
@@ -431,7 +485,9 @@ def main():
     )
     clock_offset = time.time() - module.params["control_time"]
     options = module.params
-    problems = distribution_problems(options["distributions"], read("/etc/os-release"))
+    problems = distribution_problems(
+        options["distributions"], read("/etc/os-release"), options["needs_buildx"]
+    )
     if not pathlib.Path("/run/systemd/system").is_dir():
         problems.append("does not run systemd, which starts Docker and the firewall.")
     problems += kernel_problems(os.uname().release)
@@ -451,6 +507,7 @@ def main():
         clock_offset=clock_offset,
         hostname=socket.gethostname(),
         machine_id=read("/etc/machine-id").strip(),
+        routes=routes(read("/proc/net/route")),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -51,6 +52,24 @@ def test_the_tarball_has_all_that_a_deployment_needs_and_nothing_private(tarball
         assert needed in names
     private = ("secrets/", ".venv/", ".git/", "build/", "collections/", ".pyc")
     assert [name for name in names if any(part in f"{name}" for part in private)] == []
+
+
+def test_what_a_deployment_or_a_tool_leaves_in_a_clone_stays_there(root: Path, tmp_path: Path) -> None:
+    """The tests' inventories get secrets as well."""
+    shutil.copytree(root / "meta", tmp_path / "clone/meta")
+    for name in ("galaxy.yml", "README.md"):
+        shutil.copy(root / name, tmp_path / "clone")
+    left = (
+        *("inventories/lab/secrets", "tests/inventories/test/secrets", "tests/deeper/in/it/secrets"),
+        *(".venv", ".git", ".ansible", ".cache", ".hypothesis", ".pytest_cache", ".ruff_cache", "build"),
+    )
+    for directory in left:
+        (tmp_path / "clone" / directory).mkdir(parents=True)
+        (tmp_path / "clone" / directory / "ca.key").touch()
+    run("ansible-galaxy", "collection", "build", "--output-path", str(tmp_path), cwd=tmp_path / "clone")
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        assert [name for name in archive.getnames() if name.endswith("ca.key")] == []
 
 
 def test_it_is_listed(elsewhere: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import pathlib
 import subprocess
 import sys
@@ -365,7 +366,14 @@ def test_warnings(count, words):
 
 def result(**changes) -> dict:
     """Return what a healthy node reports."""
-    return {"problems": [], "clock_offset": 0.5, "hostname": "a", "machine_id": "", **changes}
+    return {
+        "problems": [],
+        "clock_offset": 0.5,
+        "hostname": "a",
+        "machine_id": "",
+        "routes": [],
+        **changes,
+    }
 
 
 def test_healthy_nodes():
@@ -394,6 +402,41 @@ def test_node_problems_are_put_together():
         "node2 and node3 have the same /etc/machine-id, or are the same machine: cloned nodes "
         "need a new one.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("destination", "on_link", "hidden"),
+    [
+        ("10.40.3.0/24", False, True),
+        ("10.40.3.0/24", True, True),
+        ("10.0.0.0/8", True, True),
+        # Says no more than the default route.
+        ("10.0.0.0/8", False, False),
+        ("192.0.2.0/24", True, False),
+        ("fd00::/8", True, False),
+    ],
+)
+def test_a_network_that_a_node_has_a_route_to(destination, on_link, hidden):
+    hostvars = {name: {"inventory_hostname": name, **VARIABLES} for name in GROUPS["swarm"]}
+    subnets = preflight.preflight_subnets(hostvars, GROUPS, SPECS)
+    assert subnets.pop("network_control_subnet") == ["10.41.0.0/24"]
+    assert subnets == {"network_notebook_subnet": ["10.40.0.0/20"]}
+    route = {"destination": destination, "interface": "eth1", "on_link": on_link}
+    sentence = (
+        f"node1: reaches {destination} by eth1, and network_notebook_subnet 10.40.0.0/20 would hide it "
+        "from containers: give network_notebook_subnet another range."
+    )
+    found = preflight.preflight_node_problems({"node1": result(routes=[route])}, 15, subnets)
+    assert found == ([sentence] if hidden else [])
+
+
+def test_the_address_of_a_node():
+    host = {"inventory_hostname": "192.0.2.7"}
+    assert preflight.node_address(host) == "192.0.2.7"
+    host["ansible_host"] = "192.0.2.8"
+    assert preflight.node_address(host) == "192.0.2.8"
+    host["swarm_address"] = "10.1.0.8"
+    assert preflight.node_address(host) == "10.1.0.8"
 
 
 def test_specs_of_the_collection_are_read():
@@ -430,12 +473,12 @@ def play(directory: pathlib.Path, inventory: dict, variables: dict) -> subproces
     (directory / "hosts.yml").write_text(yaml.safe_dump(inventory))
     (directory / "group_vars" / "all.yml").write_text(yaml.safe_dump(variables))
     (directory / "play.yml").write_text(yaml.safe_dump(PLAYBOOK))
-    command = [
-        pathlib.Path(sys.executable).with_name("ansible-playbook"),
-        "-i",
-        directory / "hosts.yml",
-        directory / "play.yml",
-    ]
+    return playbook("-i", directory / "hosts.yml", directory / "play.yml")
+
+
+def playbook(*arguments: pathlib.Path | str) -> subprocess.CompletedProcess:
+    """Run ansible-playbook."""
+    command = [pathlib.Path(sys.executable).with_name("ansible-playbook"), *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -478,3 +521,38 @@ def test_a_play_stops_before_it_touches_a_node(tmp_path, change, variables, sent
     text = " ".join(done.stdout.split())
     assert [sentence for sentence in sentences if sentence not in text] == []
     assert "changeme" not in text
+
+
+@pytest.mark.parametrize("inventory", [{}, {"all": {"children": {"managers": {"hosts": {"node1": {}}}}}}])
+def test_an_inventory_without_the_groups_is_no_deployment(tmp_path, inventory):
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    for path in ("hosts.yml", "mistyped"):
+        done = playbook("-i", tmp_path / path, "playbooks/preflight.yml")
+        assert done.returncode != 0
+        text = " ".join(done.stdout.split())
+        assert f"{path} has no hosts in the groups managers and swarm: is it the path" in text
+
+
+RULES = {
+    "as it is": ({}, None),
+    "images": ({"images_references": {"nonesuch": "x"}}, "images_references names nonesuch"),
+    "storage": ({"nfs_grace_period": 1}, "nfs_grace_period not be shorter than nfs_lease_lifetime"),
+    "directory": (
+        {"campus_directory": True, "directory_groups": [{"name": "students", "members": ["zoe"]}]},
+        "directory_groups has members that are not in directory_users: zoe",
+    ),
+    "hub": ({"hub_notebook_image": "nonesuch"}, "hub_notebook_image and hub_notebook_images name nonesuch"),
+    "edge": ({"edge_tls": "site", "edge_key": ""}, "edge_certificate and edge_key must hold"),
+}
+
+
+@pytest.mark.parametrize(("variables", "sentence"), RULES.values(), ids=RULES)
+def test_rules_across_variables_are_checked_without_a_node(tmp_path, variables, sentence):
+    """The last play of preflight.yml, for nodes that do not exist."""
+    rules = yaml.safe_load((ROOT / "playbooks/preflight.yml").read_text())[-1]
+    rules["vars_files"] = [str(ROOT / "playbooks/vars/wiring.yml")]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump([rules]))
+    arguments = ("-i", "tests/inventories/variants", "-e", f"certificates_dir={tmp_path}")
+    done = playbook(*arguments, "-e", json.dumps(variables), tmp_path / "rules.yml")
+    assert (done.returncode == 0) == (sentence is None), done.stdout
+    assert (sentence or "failed=0") in " ".join(done.stdout.split())

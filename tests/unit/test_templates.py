@@ -1,15 +1,19 @@
-"""Every role's templates, rendered for every inventory, are what the program that reads them wants."""
+"""Every role's templates and stacks, rendered for every inventory, are what their readers want."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from ansible.template import trust_as_template
+from ansible.template import Templar, trust_as_template
 from inventory import ROOT, Inventory
 
 INVENTORIES = sorted(
@@ -18,6 +22,13 @@ INVENTORIES = sorted(
     for path in ROOT.glob(pattern)
 )
 TEMPLATES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("roles/*/templates/**/*.j2"))
+# Tasks that deploy a stack: what they pass to the role `stack`, by role and name of the stack.
+STACKS = {
+    f"{path.relative_to(ROOT).parts[1]}/{task['vars']['stack_name']}": task["vars"]
+    for path in sorted(ROOT.glob("roles/*/tasks/*.yml"))
+    for task in yaml.safe_load(path.read_text()) or []
+    if (task.get("ansible.builtin.include_role") or {}).get("name") == "campus.jupyterhub.stack"
+}
 # What belongs to one inventory and must not turn up in another's files.
 OWN_WORDS = {
     "inventories/lab": ["198.51.100.", "dc=campus,dc=example"],
@@ -51,31 +62,62 @@ class Renderer:
         self._inventory = Inventory(ROOT / inventory, extra={"certificates_dir": str(certificates)})
         self.hosts = self._inventory.groups["swarm"]
 
-    def render(self, template: Path, host: str) -> str:
-        """The file as the host gets it."""
-        role = template.relative_to(ROOT).parts[1]
+    def templar(self, roles: list[str], host: str, **more: Any) -> Templar:
+        """An evaluator with what the last role sees when the others before it have included it."""
         variables: dict[str, Any] = {}
         for source in (
-            ROOT / "roles" / role / "defaults/main.yml",
+            *(ROOT / "roles" / role / "defaults/main.yml" for role in roles),
             ROOT / "playbooks/vars/wiring.yml",
-            ROOT / "roles" / role / "vars/main.yml",
+            *(ROOT / "roles" / role / "vars/main.yml" for role in roles),
         ):
             if source.exists():
                 variables |= self._inventory.load(source)
         references = {key: f"registry.test:5000/campus/{key}@sha256:{'0' * 64}" for key in IMAGES}
-        variables |= {**FOUND_OUT, "images_refs": references, "role_path": str(ROOT / "roles" / role)}
-        templar = self._inventory.templar(host, **variables)
+        variables |= {
+            **FOUND_OUT,
+            "images_refs": references,
+            "images_registry_image": "registry.test:5000/campus/registry:0",
+            "role_path": str(ROOT / "roles" / roles[-1]),
+            "ansible_search_path": [str(ROOT / "roles" / role) for role in roles],
+        }
+        return self._inventory.templar(host, **{**variables, **more})
+
+    def render(self, template: Path, host: str) -> str:
+        """The file as the host gets it."""
+        templar = self.templar([template.relative_to(ROOT).parts[1]], host)
         overrides = {"trim_blocks": True, "lstrip_blocks": False}
         templar.environment.loader.searchpath = [str(template.parent)]
         text = trust_as_template(template.read_text())
         with templar.set_temporary_context(**overrides):
             return str(templar.template(text, convert_data=False, preserve_trailing_newlines=True))
 
+    def stack(self, stack: str, host: str) -> str:
+        """The compose file as the manager gets it."""
+        volumes = self.templar(["volumes"], host).template(trust_as_template("{{ __volumes_all }}"))
+        passed = {"volumes_stack": volumes, **trusted(STACKS[stack])}
+        templar = self.templar([stack.partition("/")[0], "stack"], host, **passed)
+        return str(templar.template(trust_as_template("{{ __stack_content }}")))
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stand-ins for the generated secrets, so that a missing one is an error here."""
-    directory = tmp_path_factory.mktemp("secrets")
+    def everything(self) -> Iterator[tuple[str, str]]:
+        """Each file for each kind of host, with a name."""
+        for host in sorted({self.hosts[0], self.hosts[-1]}):
+            for template in TEMPLATES:
+                yield f"{template} on {host}", self.render(ROOT / template, host)
+            for stack in STACKS:
+                yield f"{stack} on {host}", self.stack(stack, host)
+
+
+def trusted(value: Any) -> Any:
+    """Let the expressions within a value be evaluated."""
+    if isinstance(value, dict):
+        return {key: trusted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [trusted(item) for item in value]
+    return trust_as_template(value) if isinstance(value, str) else value
+
+
+def fill(directory: Path) -> Path:
+    """Make stand-ins for the generated secrets, so that a missing one is an error here."""
     for name in ("accounts_token", "crypt_key", "database_password", "proxy_token"):
         (directory / name).write_text(f"{name}-content")
     for name in ("ca", "edge", "registry", "registry-client", "directory"):
@@ -84,6 +126,18 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 f"-----BEGIN {name}-----\n{kind}\n-----END {name}-----\n"
             )
     return directory
+
+
+def digests(inventory: str, certificates: str) -> dict[str, str]:
+    """A digest of each file of an inventory; called in other interpreters."""
+    renderer = Renderer(inventory, Path(certificates))
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in renderer.everything()}
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the stand-ins."""
+    return fill(tmp_path_factory.mktemp("secrets"))
 
 
 @pytest.fixture(scope="module", params=INVENTORIES)
@@ -107,6 +161,7 @@ def rendered(renderer: Renderer, template: str) -> Iterator[str]:
 def test_there_is_something_to_render() -> None:
     assert len(INVENTORIES) >= 5
     assert TEMPLATES
+    assert {stack.partition("/")[0] for stack in STACKS} == {"database", "directory", "edge", "hub", "nfs"}
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -140,3 +195,50 @@ def test_no_generated_secret_is_in_it(renderer: Renderer, template: str) -> None
     for text in rendered(renderer, template):
         assert "-content" not in text
         assert "-----BEGIN edge-----\nkey" not in text
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_stack_is_complete(renderer: Renderer, inventory: str, stack: str) -> None:
+    """Whatever a service names is declared, nothing is left to evaluate, and no secret is in it."""
+    foreign = {word for words in OWN_WORDS.values() for word in words} - {*OWN_WORDS.get(inventory, [])}
+    for host in sorted({renderer.hosts[0], renderer.hosts[-1]}):
+        text = renderer.stack(stack, host)
+        assert "{{" not in text
+        assert "{%" not in text
+        assert "-content" not in text
+        assert [word for word in foreign if word in text] == []
+        compose = yaml.safe_load(text)
+        assert compose["services"]
+        for service in compose["services"].values():
+            assert "@sha256:" in service["image"]
+            assert {*service["networks"]} <= {*compose["networks"]}
+            for kind in ("secrets", "configs"):
+                assert {item["source"] for item in service.get(kind, [])} <= {*compose[kind]}
+            for volume in service.get("volumes", []):
+                source = volume.split(":")[0] if isinstance(volume, str) else volume.get("source", "/")
+                assert source.startswith("/") or source in compose["volumes"]
+
+
+def test_an_inventory_gives_the_same_files_in_every_run(certificates: Path) -> None:
+    """Sets have another order in each process: a file made of one would restart services for nothing."""
+    code = (
+        "import json, sys, test_templates;"
+        "json.dump(test_templates.digests('tests/inventories/variants', sys.argv[1]), sys.stdout)"
+    )
+    paths = os.pathsep.join([str(ROOT / "tests/unit"), str(ROOT / "tests/support"), str(ROOT / "files")])
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(certificates)],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        for seed in ("1", "2")
+    ]
+    assert [run.stderr for run in runs if run.returncode] == []
+    first, second = (json.loads(run.stdout) for run in runs)
+    assert first
+    assert [name for name in first if first[name] != second[name]] == []
