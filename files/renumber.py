@@ -177,7 +177,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> dict[str, object]:
         settings: Where the account files and the homes are.
 
     Returns:
-        The account's name, its old and new numbers, whether there is something to do, and how many files have
+        The user's and the account's name, its old and new numbers, whether there is something to do, and how many files have
         to be, or were, changed.
 
     Raises:
@@ -187,6 +187,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> dict[str, object]:
     store = Store(settings)
     moving = Renumbering(store, arguments.username, arguments.uid, arguments.gid)
     report = {
+        "username": moving.old.username,
         "account": moving.old.account,
         "pending": moving.pending,
         "old": [moving.old.uid, moving.old.gid],

@@ -139,6 +139,7 @@ def test_a_second_run_has_nothing_to_do(site: Site) -> None:
     passwd, group = site.passwd.read_text(), site.group.read_text()
     for step in ("plan", "begin", "finish"):
         assert site.step(step) == {
+            "username": "alice",
             "account": "alice",
             "pending": False,
             "old": [NEW, NEW],
