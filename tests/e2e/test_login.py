@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
 from cluster import Cluster
-from hub import HubUser, LoginRefused
+from hub import HubUser, LoginRefused, SpawnFailed, login_message
+
+# Students of tests/inventories/*/group_vars/all/odd_names.yml, of whom the hub makes users.
+ODD_NAMES = ["o'brien", "Jörg", "a.b+c@example.org", "-rf", "root", "12345", "x" * 200]
 
 
 @pytest.mark.smoke
@@ -19,6 +25,7 @@ def test_http_leads_to_https(cluster: Cluster) -> None:
     assert answer.headers["Location"].startswith("https://")
 
 
+@pytest.mark.smoke
 def test_the_certificate_is_the_clusters_own(cluster: Cluster) -> None:
     """Without the cluster's CA the certificate is not trusted; with it, its names fit."""
     with pytest.raises(requests.exceptions.SSLError):
@@ -26,6 +33,7 @@ def test_the_certificate_is_the_clusters_own(cluster: Cluster) -> None:
     assert requests.get(f"{cluster.url}/hub/login", verify=cluster.ca, timeout=30).ok
 
 
+@pytest.mark.smoke
 def test_alice_logs_in(user: Callable[[str], HubUser]) -> None:
     """A student gets a session, in the group that the directory says."""
     alice = user("alice")
@@ -47,6 +55,7 @@ def test_students_do_not_see_each_other(user: Callable[[str], HubUser]) -> None:
     assert user("bob").api("GET", "/hub/api/users/alice").status_code in (403, 404)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("name", "password"),
     [
@@ -57,6 +66,7 @@ def test_students_do_not_see_each_other(user: Callable[[str], HubUser]) -> None:
         pytest.param("*", "alice-lab-password", id="a pattern of names"),
         pytest.param("alice)(uid=*", "alice-lab-password", id="a filter of LDAP"),
         pytest.param("alice,ou=people", "alice-lab-password", id="a part of a DN"),
+        pytest.param("x" * 300, "alice-lab-password", id="300 characters"),
     ],
 )
 def test_others_are_refused_with_a_message(
@@ -72,7 +82,88 @@ def test_others_are_refused_with_a_message(
     assert not stranger.logged_in()
 
 
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", ODD_NAMES, ids=lambda name: ascii(name)[:20])
+def test_an_odd_name_logs_in(new_user: Callable[..., HubUser], name: str) -> None:
+    """It is one name of a user of the hub, as the directory spells it but in lower case."""
+    model = sign_in(new_user(name))
+    assert (model["name"], model["groups"]) == (name.lower(), ["students"])
+    assert not model["admin"]
+
+
+@pytest.mark.smoke
+def test_a_name_that_is_a_path_is_refused(new_user: Callable[..., HubUser]) -> None:
+    """The password is right; the hub cannot have such a user, and says so."""
+    with pytest.raises(LoginRefused, match="cannot be used here"):
+        sign_in(new_user("../../etc"))
+
+
+@pytest.mark.smoke
+def test_root_gets_no_server(cluster: Cluster, new_user: Callable[..., HubUser]) -> None:
+    """A student who is called like a system's account has none on the storage, and reads why."""
+    root = new_user("root").login()
+    with pytest.raises(SpawnFailed, match=r"system.s own"):
+        root.spawn()
+    assert cluster.notebook("root") is None
+    assert cluster.accounts("GET", "/accounts/root")[0] == 404
+
+
+@pytest.fixture
+def obrien(new_user: Callable[..., HubUser]) -> Iterator[HubUser]:
+    """A student with an apostrophe and a running server."""
+    obrien = new_user("o'brien").login()
+    # As the hub has it in its links: a server knows its own paths in that spelling only.
+    obrien.name = quote(obrien.name)
+    try:
+        yield obrien.start()
+    finally:
+        obrien.stop()
+
+
+def test_an_odd_name_has_a_home_of_its_own(cluster: Cluster, obrien: HubUser) -> None:
+    """What `o'brien` saves lies in the home that the account has, under its UID."""
+    status, account = cluster.accounts("GET", f"/accounts/{obrien.name}")
+    assert (status, account["username"]) == (200, "o'brien")
+    assert account["uid"] >= 100000
+    word = uuid.uuid4().hex
+    home = obrien.run(
+        "import pathlib\n"
+        f"pathlib.Path.home().joinpath('odd.txt').write_text({word!r})\n"
+        "print(pathlib.Path.home())"
+    )
+    assert home.strip() == f"/home/{account['account']}"
+    home = f"{cluster.storage_dir}/homes/{account['account']}"
+    assert cluster.storage.run("cat", f"{home}/odd.txt") == word
+    ids = {"uid": account["uid"], "gid": account["gid"]}
+    assert cluster.storage.stat(f"{home}/odd.txt") == {**ids, "mode": "660"}
+    assert cluster.storage.stat(home) == {**ids, "mode": "700"}
+
+
 def test_the_edge_tells_no_more_than_needed(cluster: Cluster) -> None:
     """The hub's internal addresses are not reachable from outside."""
     for path in ("/hub/metrics", "/api/routes"):
         assert not requests.get(f"{cluster.url}{path}", verify=cluster.ca, timeout=30).ok
+
+
+def sign_in(user: HubUser) -> dict[str, Any]:
+    """Log in by the form, and return the user that the session is, as the hub's API shows it.
+
+    `HubUser.login` goes on with the name in a path, in the spelling of the login; the hub's may be another.
+
+    Raises:
+        LoginRefused: With the page's message.
+    """
+    user.get("/hub/login").raise_for_status()
+    form = {"username": user.name, "password": user.password, "_xsrf": xsrf(user)}
+    answer = user.session.post(f"{user.url}/hub/login", data=form, timeout=60, allow_redirects=False)
+    if answer.status_code != 302:
+        raise LoginRefused(login_message(answer.text) or answer.text)
+    user.get("/hub/home").raise_for_status()
+    answer = user.session.get(f"{user.url}/hub/api/user", headers={"X-XSRFToken": xsrf(user)}, timeout=60)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def xsrf(user: HubUser) -> str:
+    """The session's token against forged requests."""
+    return user.session.cookies.get("_xsrf", path="/hub/")
