@@ -177,8 +177,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> dict[str, object]:
         settings: Where the account files and the homes are.
 
     Returns:
-        The user's and the account's name, its old and new numbers, whether there is something to do, and how many files have
-        to be, or were, changed.
+        The user's and the account's name, its old and new numbers, whether there is something to do, and how
+        many files have to be, or were, changed.
 
     Raises:
         OSError: a file cannot be changed.

@@ -71,6 +71,8 @@ SETTLE_MAX = 60  # seconds for which an answer of the account service may hold u
 CONNECT = 2  # seconds for a connection to Docker over the network: a lost manager does not refuse one
 ENDED = {"complete", "shutdown", "failed", "rejected", "remove", "orphaned"}
 NO_STORAGE = "Your home directory's storage is not available at the moment."
+# What Docker writes into a log that it cannot read, such as that of a container which never ran.
+NO_LOG = r"Error grabbing logs|warning: incomplete log stream"
 MOUNT_KEYS = {"name", "device", "target", "read_only", "groups", "options", "server"}
 BIND_KEYS = {"source", "target", "read_only", "groups"}
 # Who reaches Docker's socket or the system's settings rules the node: no allow-list opens these, nor what
@@ -1616,7 +1618,8 @@ class NfsSwarmSpawner(SwarmSpawner):
         except (DockerException, RequestException, TimeoutError) as error:
             self.log.warning("No log of %s: %s", self.object_name, error)
             return ""
-        return " · ".join(printable(line.strip()) for line in text.splitlines() if line.strip())[-500:]
+        lines = [line.strip() for line in text.splitlines() if not re.match(NO_LOG, line)]
+        return " · ".join(printable(line) for line in lines if line)[-500:]
 
     def _service_log(self):
         # is_tty spares docker-py another call

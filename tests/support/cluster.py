@@ -37,7 +37,8 @@ def run(command: list[str], *, timeout: float, stdin: str | None = None) -> str:
     """
     shown = shlex.join(command)
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout)
+        # never this process's own: ssh makes it non-blocking, and Ansible refuses such a one
+        done = subprocess.run(command, input=stdin or "", capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"no end after {timeout} s: {shown}\n{error.stdout}\n{error.stderr}") from error
     if done.returncode:
@@ -152,7 +153,7 @@ class Cluster:
         environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
         environment.pop("ANSIBLE_FORCE_COLOR", None)
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+            command, cwd=ROOT, env=environment, input="", capture_output=True, text=True, timeout=timeout
         )
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
         recap = {

@@ -152,7 +152,8 @@ class HubUser:
         answer = self.request_start(options)
         if answer.status_code >= 400:
             raise SpawnFailed(json_message(answer))
-        return self.follow_progress() if answer.status_code == 202 else []
+        # after a failed start JupyterHub 6.1 says 201, although the server only begins to start
+        return self.follow_progress()
 
     def request_stop(self) -> requests.Response:
         """Press the stop button: 204 when the server is gone, 202 while it ends, 400 if there is none."""

@@ -796,6 +796,14 @@ async def test_failed_start(swarm, state, err, code, reason, sentence):
     assert await spawner.poll() == 0
 
 
+async def test_a_log_that_docker_cannot_read_is_nobodys_last_words(swarm):
+    swarm.script = [{"State": "failed", "Err": EXEC_ERR, "ContainerStatus": {"ExitCode": 127}}]
+    swarm.log = b"Error grabbing logs: rpc error: code = Unknown desc = warning: incomplete log stream.\n"
+    with pytest.raises(SpawnFailed) as raised:
+        await make().start()
+    assert "last words" not in raised.value.jupyterhub_message
+
+
 async def test_a_free_node_may_take_a_moment(swarm):
     waiting = {"State": "pending", "Err": "no suitable node (insufficient resources on 3 nodes)"}
     swarm.script = [waiting, waiting, *START, RUNNING]
