@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 import yaml
 from ansible.template import Templar, trust_as_template
+from authenticator import CampusLDAPAuthenticator
 from inventory import ROOT, Inventory
+from jupyterhub.app import JupyterHub
+from jupyterhub.auth import Authenticator
+from jupyterhub.crypto import CryptKeeper
+from jupyterhub.proxy import ConfigurableHTTPProxy
+from jupyterhub.spawner import Spawner
+from ldapauthenticator import LDAPAuthenticator
+from spawner import NfsSwarmSpawner
+from traitlets.config import Application, Config
 
 INVENTORIES = sorted(
     str(path.parent.relative_to(ROOT))
@@ -242,3 +251,51 @@ def test_an_inventory_gives_the_same_files_in_every_run(certificates: Path) -> N
     first, second = (json.loads(run.stdout) for run in runs)
     assert first
     assert [name for name in first if first[name] != second[name]] == []
+
+
+HUB_CLASSES = {
+    one.__name__: one
+    for one in (
+        *(Application, Authenticator, CampusLDAPAuthenticator, ConfigurableHTTPProxy, CryptKeeper),
+        *(JupyterHub, LDAPAuthenticator, NfsSwarmSpawner, Spawner),
+    )
+}
+
+
+@pytest.fixture(scope="module")
+def config(renderer: Renderer, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """What the hub's file sets: a setting that no class has would be ignored by JupyterHub."""
+    secrets = fill(tmp_path_factory.mktemp("run-secrets"))
+    (secrets / "crypt_key").write_text("00" * 32)
+    (secrets / "ldap_search_password").write_text("secret")
+    text = renderer.render(ROOT / "roles/hub/templates/jupyterhub_config.py.j2", renderer.hosts[0])
+    config = Config()
+    exec(text.replace("/run/secrets", str(secrets)), {"get_config": lambda: config})  # noqa: S102 - our own
+    return config
+
+
+def test_every_setting_of_the_hub_is_one(config: Config) -> None:
+    """Of a class that the hub has, under a name that the class has."""
+    assert set(config) <= set(HUB_CLASSES)
+    unknown = [
+        f"{name}.{trait}"
+        for name, section in config.items()
+        for trait in section
+        if trait not in HUB_CLASSES[name].class_traits(config=True)
+    ]
+    assert unknown == []
+
+
+def test_the_spawner_takes_its_settings(config: Config) -> None:
+    """Each value is of its trait's type, and the rules between them hold."""
+    spawner = NfsSwarmSpawner(config=config)
+    for trait, value in config.NfsSwarmSpawner.items():
+        assert getattr(spawner, trait) == value
+
+
+def test_the_authenticator_takes_its_settings(config: Config) -> None:
+    authenticator = CampusLDAPAuthenticator(config=config)
+    assert authenticator.refresh_pre_spawn
+    for section in ("LDAPAuthenticator", "CampusLDAPAuthenticator"):
+        for trait, value in config[section].items():
+            assert getattr(authenticator, trait) == value or trait == "tls_strategy"
