@@ -1,7 +1,7 @@
 """The cluster under test and its users.
 
 Environment:
-    CAMPUS_INVENTORY: inventory directory of a deployed cluster with the demo directory;
+    CAMPUS_INVENTORY: inventory directory of a deployed cluster with the demo directory and the odd names;
         without it inventories/lab.
     CAMPUS_URL, CAMPUS_CA: address of the hub and CA file, if they are not those of the inventory.
     CAMPUS_GROUPS: expected sizes of the inventory's groups, such as "managers=2 workers=1".
