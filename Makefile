@@ -90,7 +90,8 @@ bench-files: $(VENV)/.installed ## The same with images of up to 200,000 files
 # The accounts service gives homes to their users, and a network namespace is entered by root.
 .PHONY: bench-burst
 bench-burst: $(VENV)/.installed ## Up to 200 users at once: on a stand-in for Docker, then on the lab
-	@$(SUDO) $(VENV)/bin/python -m benchmarks.burst --inventory $(INVENTORY)
+	@mkdir -p build/bench
+	$(SUDO) $(VENV)/bin/python -m benchmarks.burst --inventory $(INVENTORY)
 	python -m benchmarks.burst --lab --inventory $(INVENTORY)
 
 .PHONY: bench-accounts

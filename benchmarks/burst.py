@@ -129,7 +129,8 @@ def run(report: Report, drivers: dict[str, Driver], sizes: list[int], rounds: in
     for driver in drivers.values():
         driver.ask("users", names=names, groups=["students"])
     for number in range(rounds + 1):
-        for size in sizes[: len(sizes) if number else 1]:
+        # the warm-up is the largest burst: it makes all accounts
+        for size in sizes if number else sizes[-1:]:
             print(f"N = {size}, {f'round {number} of {rounds}' if number else 'warm-up'}", flush=True)
             # whoever is first in one round is second in the next
             for side in SIDES if number % 2 else reversed(SIDES):

@@ -51,18 +51,19 @@ def smallest_group(lab: Lab, host: str) -> str:
 
 
 def measure(sides: Sides, report: Report, images: dict[int, str], rounds: int, chown_rounds: int) -> None:
-    """All rounds, after one that does not count.
+    """All rounds, after one that does not count; then the slow side, which would disturb the others.
 
     Args:
         sides: They.
         report: Takes the samples.
         images: References by number of files.
         rounds: How many count.
-        chown_rounds: How many of them have the slow side, too.
+        chown_rounds: How many starts of the slow side with each image.
     """
-    for number in range(rounds + 1):
+    turns = [(number, [DIRECT, ROOT]) for number in range(rounds + 1)]
+    turns += [(number + 1, [CHOWN]) for number in range(chown_rounds)]
+    for number, wanted in turns:
         for size, image in images.items():
-            wanted = [DIRECT, ROOT, *([CHOWN] if 0 < number <= chown_rounds else [])]
             for side in wanted:
                 seconds = sides.start(side, image=image)
                 print(f"round {number}: {size:,} files, {side}: {seconds:.2f} s", flush=True)

@@ -71,31 +71,32 @@ def all_sides(lab: Lab):
 
 
 def measure(sides: Sides, report: Report, rounds: int, chown_rounds: int) -> None:
-    """All rounds, after one that does not count.
+    """All rounds, after one that does not count; then the slow side, which would disturb the others.
 
     Args:
         sides: They.
         report: Takes the samples.
         rounds: How many count.
-        chown_rounds: How many of them have the slow side, too.
+        chown_rounds: How many starts of the slow side.
     """
+    order = [RAW, UPSTREAM, DIRECT, ROOT]
     for number in range(rounds + 1):
-        raw = sides.raw()
-        seconds = {RAW: raw["seconds"]}
-        order = [UPSTREAM, DIRECT, ROOT]
         # whoever follows whom changes with the rounds
-        for side in order[number % 3 :] + order[: number % 3]:
-            seconds[side] = sides.start(side)
-        if 0 < number <= chown_rounds:
-            seconds[CHOWN] = sides.start(CHOWN)
-        print(
-            f"round {number}: " + ", ".join(f"{side} {value:.2f} s" for side, value in seconds.items()),
-            flush=True,
-        )
-        if number:
-            for side, value in seconds.items():
-                report.add(side, CASE, value)
-            report.measure(RAW, CASE, http=raw["http"], end=raw["end"], states=raw["states"])
+        turn = number % len(order)
+        for side in order[turn:] + order[:turn]:
+            raw = sides.raw() if side == RAW else None
+            keep(report, number, side, raw["seconds"] if raw else sides.start(side))
+            if raw and number:
+                report.measure(RAW, CASE, http=raw["http"], end=raw["end"], states=raw["states"])
+    for number in range(chown_rounds):
+        keep(report, number + 1, CHOWN, sides.start(CHOWN))
+
+
+def keep(report: Report, number: int, side: str, seconds: float) -> None:
+    """Tell a sample, and keep it unless it is the warm-up's."""
+    print(f"{f'round {number}' if number else 'warm-up'}: {side}: {seconds:.2f} s", flush=True)
+    if number:
+        report.add(side, CASE, seconds)
 
 
 def judge(report: Report) -> None:
@@ -113,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.spawn", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--inventory", type=parse_inventory, default="inventories/lab")
     parser.add_argument("--rounds", type=int, default=24, help="rounds that count")
-    parser.add_argument("--chown-rounds", type=int, default=3, help="how many of them have the chown side")
+    parser.add_argument("--chown-rounds", type=int, default=3, help="starts with chown -R")
     options = parser.parse_args()
     lab = Lab(options.inventory)
     report = Report("spawn", "s", **lab.machine())

@@ -31,7 +31,6 @@ from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import ldap3
-from jupyterhub.auth import Authenticator
 from jupyterhub.utils import maybe_future
 from ldap3.core import results
 from ldap3.core.exceptions import LDAPException, LDAPInvalidDnError
@@ -106,32 +105,7 @@ def normalized(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).strip().lower())
 
 
-class OneByOne(Authenticator):
-    """Lets starts begin one by one, and the hub answer others between them.
-
-    A start begins with some 20 ms of JupyterHub's own work, most of it for its database and all of it at a
-    stretch. When a lecture begins and 200 users press start, it would answer nobody for seconds: the steps of
-    all of them are done before the next look at the network. Here each waits for its turn, and every turn for
-    such a look; nobody waits longer for a server.
-    """
-
-    @default("refresh_pre_spawn")
-    def _refresh_pre_spawn_default(self) -> bool:
-        return True
-
-    def __init__(self, **kwargs: Any) -> None:
-        """Prepare the turnstile."""
-        super().__init__(**kwargs)
-        self._turnstile = asyncio.Lock()
-
-    async def refresh_user(self, user: Any, handler: Any = None) -> dict[str, Any] | bool:
-        """Wait for the turn. JupyterHub calls this before each start, and now and then besides."""
-        async with self._turnstile:
-            await asyncio.sleep(0)
-        return True
-
-
-class CampusLDAPAuthenticator(OneByOne, LDAPAuthenticator):
+class CampusLDAPAuthenticator(LDAPAuthenticator):
     """Authenticates users against LDAP and puts them into hub groups by their LDAP groups."""
 
     server_addresses = List(
@@ -279,7 +253,7 @@ class CampusLDAPAuthenticator(OneByOne, LDAPAuthenticator):
         raise web.HTTPError(403, NOT_ALLOWED)
 
     async def refresh_user(self, user: Any, handler: Any = None) -> dict[str, Any] | bool:
-        """Ask for a user's groups again, before each start and as often as `auth_refresh_age` says.
+        """Ask for a user's groups again, as often as `auth_refresh_age` says.
 
         That takes an account that may search: without `lookup_dn` and `lookup_dn_search_user`, groups are
         renewed at the next login only.
@@ -291,7 +265,6 @@ class CampusLDAPAuthenticator(OneByOne, LDAPAuthenticator):
         Returns:
             What the directory says now; True when it cannot be asked; False when the user has to go.
         """
-        await super().refresh_user(user, handler)
         if not (self.lookup_dn and self.lookup_dn_search_user):
             return True
         state = await user.get_auth_state() or {}

@@ -34,6 +34,7 @@ from docker.types import (
     ContainerSpec,
     DriverConfig,
     EndpointSpec,
+    Healthcheck,
     Mount,
     Placement,
     Resources,
@@ -68,6 +69,7 @@ OLD_NEWS = 60  # seconds after which the swarm itself knows of a lost node, or o
 REASON_FIRST = 2  # seconds for which a failed start's removal may hold up the reason
 REMOVE_AGAIN = [2, 4, 8, 16, 30, 60, 120, 240]  # seconds between attempts to remove what a failed start left
 SETTLE_MAX = 60  # seconds for which an answer of the account service may hold up a start
+WAS_LOST = 8  # seconds after which a request that got no answer is no more carried out by Docker
 CONNECT = 2  # seconds for a connection to Docker over the network: a lost manager does not refuse one
 ENDED = {"complete", "shutdown", "failed", "rejected", "remove", "orphaned"}
 NO_STORAGE = "Your home directory's storage is not available at the moment."
@@ -409,6 +411,7 @@ class NfsSwarmSpawner(SwarmSpawner):
     _moved: ClassVar = {}  # when a task was last seen to leave `new`, or to run on a node
     _storage_good = 0.0  # when the account service last said so
     _under_way: ClassVar = set()  # names of the services that start
+    _turnstile = asyncio.Lock()
 
     accounts_url = Unicode(
         "http://accounts:8080",
@@ -876,6 +879,11 @@ class NfsSwarmSpawner(SwarmSpawner):
         # with the 15 to 20 seconds that swarm takes to call a node down: within a minute
         return 20
 
+    @default("server_token_scopes")
+    def _default_server_token_scopes(self):
+        # what the hub calls, and awaits, at the beginning of a start
+        return self.wait_turn
+
     @default("start_timeout")
     def _default_start_timeout(self):
         # an image may have to come to a node first
@@ -1315,6 +1323,8 @@ class NfsSwarmSpawner(SwarmSpawner):
             "mounts": self.mounts,
             "init": self.init,
             "read_only": self.read_only_rootfs,
+            # with an image's own, swarm would call a server "starting" until it is healthy: the hub looks
+            "healthcheck": Healthcheck(test=["NONE"]),
             "stop_grace_period": int(self.stop_grace_period * 1e9),
             # docker-py's Privileges class does not know this field yet
             "privileges": {"NoNewPrivileges": True} if self.no_new_privileges else None,
@@ -1433,6 +1443,20 @@ class NfsSwarmSpawner(SwarmSpawner):
         """One start at a time for one server, even if the hub has two spawner objects for it."""
         return self._locks.setdefault(self.server_key, asyncio.Lock())
 
+    async def wait_turn(self, _spawner):
+        """Let starts begin one by one, and the hub answer others between them.
+
+        A start begins with some 20 ms of JupyterHub's own work, most of it for its database and at a stretch.
+        When 200 users press start together, the hub would do that for all of them before its next look at the
+        network, and answer nobody for seconds.
+
+        Returns:
+            No scopes, by which JupyterHub takes those of its role `server`.
+        """
+        async with self._turnstile:
+            await asyncio.sleep(0)
+        return []
+
     async def start(self):
         """Start the server; see the module's description.
 
@@ -1448,19 +1472,17 @@ class NfsSwarmSpawner(SwarmSpawner):
             self._given_up, self._creating = False, None
             try:
                 # the hub's own deadline knows no reason
-                async with asyncio.timeout(max(1, self.start_timeout - 2)):
+                async with asyncio.timeout(max(1, self.start_timeout - 2 * REASON_FIRST)):
                     return await self.start_service()
             except asyncio.CancelledError:
                 # The hub waits one second before it calls stop(), which settles this
-                self._cleanup = asyncio.ensure_future(self.clean_up(self.object_name, self._creating))
+                self._cleanup = self.in_background(self.clean_up(self.object_name, self._creating))
                 raise
             except Exception as error:
                 failure = self.explain(error)
                 self.log.error("Start of %s failed: %s", self._log_name, failure.log_message)
                 self._given_up = True
-                removal = asyncio.ensure_future(self.discard(self.object_name, self._creating))
-                self._background.add(removal)
-                removal.add_done_callback(self._background.discard)
+                removal = self.in_background(self.discard(self.object_name, self._creating))
                 await asyncio.wait([removal], timeout=REASON_FIRST)
                 raise failure from (error if failure is not error else None)
             finally:
@@ -1483,10 +1505,12 @@ class NfsSwarmSpawner(SwarmSpawner):
         finally:
             # without an account there is no start, and nothing of it may go on
             clearing.cancel()
-        if self.account["settle"]:
+        while self.account["settle"]:
             # earlier, the NFS server would refuse what the groups allow, and the node remember the refusal
             self.stage(12, "Waiting until the storage knows your new groups")
             await asyncio.sleep(self.account["settle"])
+            # the account may be on its way to other numbers by now
+            self.account = await self.get_account()
         self.stage(15, f"Your account is {self.account['account']}, user number {self.account['uid']}")
         # shielded: a service that Docker is about to make has to be known to whoever removes it
         self._creating = asyncio.ensure_future(self.create_object())
@@ -1666,15 +1690,16 @@ class NfsSwarmSpawner(SwarmSpawner):
         """
         if creating is None:
             return
-        # an answer that was lost leaves a service, too
         await asyncio.wait([creating])
-        for pause in REMOVE_AGAIN:
+        # an answer that was lost leaves a service, too, perhaps a while later
+        lost = isinstance(creating.exception(), RequestException)
+        for pause in [0, *REMOVE_AGAIN]:
+            await asyncio.sleep(pause)
             try:
-                await self.remove_service(name)
-                return
+                if await self.remove_service(name) or not lost or pause > WAS_LOST:
+                    return
             except (DockerException, RequestException) as error:
                 self.log.warning("Service %s is left over: %s", name, error)
-                await asyncio.sleep(pause)
         self.log.error("Service %s stays until the next start of %s", name, self._log_name)
 
     async def clean_up(self, name, creating):
@@ -1691,10 +1716,24 @@ class NfsSwarmSpawner(SwarmSpawner):
             except (SpawnFailed, DockerException, RequestException) as error:
                 self.log.warning("Server of %s may still be there: %s", self._log_name, error)
 
+    def in_background(self, work):
+        """Begin what goes on although nobody may wait for it; the loop itself keeps no hold of it.
+
+        Args:
+            work: a coroutine.
+
+        Returns:
+            Its task.
+        """
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
     async def settle(self):
         """Wait until the removal after an earlier start is through."""
         if self._cleanup is not None:
-            await asyncio.wait([self._cleanup])
+            await asyncio.wait([self._cleanup], timeout=self.stop_timeout)
             self._cleanup = None
 
     # -- stop --
@@ -1728,12 +1767,18 @@ class NfsSwarmSpawner(SwarmSpawner):
             await self.remove_service(service["ID"])
 
     async def remove_service(self, service_id):
-        """Remove one service; that it is gone already is as good."""
+        """Remove one service; that it is gone already is as good.
+
+        Returns:
+            Whether it was there.
+        """
         try:
             await self.docker("remove_service", service_id)
         except APIError as error:
             if error.status_code != 404:
                 raise
+            return False
+        return True
 
     async def remove_object(self):
         """Remove the service of this start."""

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import ldap3
 import pytest
-from authenticator import CampusLDAPAuthenticator, OneByOne, normalized
+from authenticator import CampusLDAPAuthenticator, normalized
 from ldap3.core.exceptions import LDAPSocketOpenError
 from ldap3.utils.dn import escape_rdn
 from ldapauthenticator.ldapauthenticator import TlsStrategy
@@ -142,25 +142,6 @@ async def test_numbers_that_are_no_uid_are_refused(make, directory, number):
     directory.add("rooty", uidNumber=number)
     with pytest.raises(web.HTTPError, match="cannot be used"):
         await log_in(make(), "rooty")
-
-
-async def test_starts_begin_one_by_one():
-    """Between two of many that come at once, everybody else has a turn."""
-    authenticator, begun, seen = OneByOne(), [], set()
-
-    async def begin(number):
-        assert await authenticator.refresh_user(None) is True
-        begun.append(number)
-
-    async def others():
-        while len(begun) < 50:
-            seen.add(len(begun))
-            await asyncio.sleep(0)
-
-    await asyncio.gather(*(begin(number) for number in range(50)), others())
-    assert authenticator.refresh_pre_spawn
-    assert begun == list(range(50))
-    assert seen == set(range(50))
 
 
 async def test_in_no_group(make):

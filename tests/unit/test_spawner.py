@@ -220,11 +220,13 @@ class Spawner(NfsSwarmSpawner):
 
 
 @pytest.fixture
-def swarm():
+def swarm(monkeypatch):
     """A fresh Docker behind all spawners of a test."""
     Spawner._client = FakeDocker()
     Spawner._nodes, Spawner._silence, Spawner._moved = {}, {}, {}
     Spawner._watch, Spawner._storage_good = None, 0.0
+    Spawner._turnstile = asyncio.Lock()
+    monkeypatch.setattr(module, "REMOVE_AGAIN", [0.01, 0.01])
     yield Spawner._client
     Spawner._client = None
 
@@ -260,6 +262,7 @@ CONTAINER = "task_template.ContainerSpec."
                 CONTAINER + "Privileges": {"NoNewPrivileges": True},
                 CONTAINER + "Init": True,
                 CONTAINER + "ReadOnly": False,
+                CONTAINER + "Healthcheck.Test": ["NONE"],
                 CONTAINER + "Dir": "/",
                 CONTAINER + "Args": ["jupyterhub-singleuser"],
                 CONTAINER + "Command": None,
@@ -991,6 +994,44 @@ async def test_docker_refuses(swarm, error, sentence):
         await make().start()
 
 
+async def test_starts_begin_one_by_one(swarm):
+    """Between two of many that come at once, everybody else has a turn."""
+    begun, seen = [], set()
+
+    async def begin(spawner, number):
+        assert await spawner.server_token_scopes(spawner) == []
+        begun.append(number)
+
+    async def others():
+        while len(begun) < 50:
+            seen.add(len(begun))
+            await asyncio.sleep(0)
+
+    spawners = [make(name=f"user{number}") for number in range(50)]
+    await asyncio.gather(*(begin(one, number) for number, one in enumerate(spawners)), others())
+    assert begun == list(range(50))
+    assert seen == set(range(50))
+
+
+async def test_a_service_that_docker_makes_after_all(swarm, monkeypatch):
+    """The answer to its creation is lost, and the first removal comes too early."""
+    create, made = swarm.create_service, []
+
+    def slow_create(**spec):
+        made.append(spec)
+        raise requests.exceptions.ReadTimeout("slow")
+
+    monkeypatch.setattr(swarm, "create_service", slow_create)
+    monkeypatch.setattr(module, "REASON_FIRST", 0)
+    monkeypatch.setattr(module, "REMOVE_AGAIN", [0.1, 0.1, 0.1])
+    with pytest.raises(SpawnFailed, match="cluster does not answer"):
+        await make().start()
+    await asyncio.sleep(0.05)
+    create(**made[0])
+    await asyncio.wait(set(Spawner._background))
+    assert not swarm.live
+
+
 async def test_a_reason_does_not_wait_for_docker(swarm, monkeypatch):
     """Nobody waits for the removal of what a failed start left, and it is tried until Docker is back."""
     monkeypatch.setattr(module, "REASON_FIRST", 0.05)
@@ -1013,9 +1054,12 @@ async def test_new_groups_are_waited_for(swarm):
     spawner = make(account={**ACCOUNT, "settle": 0.3})
     starting = asyncio.ensure_future(spawner.start())
     await asyncio.sleep(0.1)
+    spawner.answer = {**ACCOUNT, "uid": 7001}
     assert spawner._stages[-1]["stage"] == "Waiting until the storage knows your new groups"
     assert "create_service" not in swarm.calls
     await starting
+    (spec,) = swarm.specs
+    assert spec["task_template"]["ContainerSpec"]["User"] == "7001:100000", "asked again after the wait"
     assert make().check_account(json.dumps({**ACCOUNT, "settle": 10**6}))["settle"] == module.SETTLE_MAX
 
 

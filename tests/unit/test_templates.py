@@ -295,7 +295,6 @@ def test_the_spawner_takes_its_settings(config: Config) -> None:
 
 def test_the_authenticator_takes_its_settings(config: Config) -> None:
     authenticator = CampusLDAPAuthenticator(config=config)
-    assert authenticator.refresh_pre_spawn
     for section in ("LDAPAuthenticator", "CampusLDAPAuthenticator"):
         for trait, value in config[section].items():
             assert getattr(authenticator, trait) == value or trait == "tls_strategy"
