@@ -1453,9 +1453,8 @@ class NfsSwarmSpawner(SwarmSpawner):
         Returns:
             No scopes, by which JupyterHub takes those of its role `server`.
         """
-        if self.db:
-            # JupyterHub calls this between two commits, and rolls back what another request finds uncommitted
-            self.db.commit()
+        # JupyterHub calls this between two commits, and rolls back what another request finds uncommitted
+        self.user.db.commit()
         async with self._turnstile:
             await asyncio.sleep(0)
         return []

@@ -163,6 +163,7 @@ class User(SimpleNamespace):
     """As much of JupyterHub's user as the spawner uses."""
 
     auth_state = None
+    db = SimpleNamespace(commit=lambda: None)
 
     async def get_auth_state(self):
         """As the hub's."""
@@ -1008,7 +1009,7 @@ async def test_starts_begin_one_by_one(swarm):
             await asyncio.sleep(0)
 
     spawners = [make(name=f"user{number}") for number in range(50)]
-    spawners[0].db = SimpleNamespace(commit=lambda: begun.append("committed"))
+    spawners[0].user.db = SimpleNamespace(commit=lambda: begun.append("committed"))
     await asyncio.gather(*(begin(one, number) for number, one in enumerate(spawners)), others())
     assert begun == ["committed", *range(50)]
     assert seen >= set(range(1, 50))
