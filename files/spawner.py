@@ -411,6 +411,7 @@ class NfsSwarmSpawner(SwarmSpawner):
     _moved: ClassVar = {}  # when a task was last seen to leave `new`, or to run on a node
     _storage_good = 0.0  # when the account service last said so
     _under_way: ClassVar = set()  # names of the services that start
+    _turnstile = asyncio.Lock()
 
     accounts_url = Unicode(
         "http://accounts:8080",
@@ -877,6 +878,11 @@ class NfsSwarmSpawner(SwarmSpawner):
     def _default_poll_interval(self):
         # with the 15 to 20 seconds that swarm takes to call a node down: within a minute
         return 20
+
+    @default("server_token_scopes")
+    def _default_server_token_scopes(self):
+        # what the hub calls, and awaits, at the beginning of a start
+        return self.wait_turn
 
     @default("start_timeout")
     def _default_start_timeout(self):
@@ -1436,6 +1442,27 @@ class NfsSwarmSpawner(SwarmSpawner):
     def start_lock(self):
         """One start at a time for one server, even if the hub has two spawner objects for it."""
         return self._locks.setdefault(self.server_key, asyncio.Lock())
+
+    def wait_turn(self, _spawner):
+        """Let starts begin one by one, and the hub answer others between them.
+
+        A start begins with some 20 ms of JupyterHub's own work, most of it for its database and at a stretch.
+        When 200 users press start together, the hub would do that for all of them before its next look at the
+        network, and answer nobody for seconds.
+
+        Returns:
+            An awaitable of no scopes, by which JupyterHub takes those of its role `server`.
+        """
+        # JupyterHub calls this amid changes of its database. Another request, met while this one waits, would
+        # roll them back; so they are kept now, and not when the awaitable's turn comes.
+        self.user.db.commit()
+        return self._turn()
+
+    async def _turn(self):
+        """Pass the turnstile."""
+        async with self._turnstile:
+            await asyncio.sleep(0)
+        return []
 
     async def start(self):
         """Start the server; see the module's description.

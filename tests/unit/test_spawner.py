@@ -163,6 +163,7 @@ class User(SimpleNamespace):
     """As much of JupyterHub's user as the spawner uses."""
 
     auth_state = None
+    db = SimpleNamespace(commit=lambda: None)
 
     async def get_auth_state(self):
         """As the hub's."""
@@ -225,6 +226,7 @@ def swarm(monkeypatch):
     Spawner._client = FakeDocker()
     Spawner._nodes, Spawner._silence, Spawner._moved = {}, {}, {}
     Spawner._watch, Spawner._storage_good = None, 0.0
+    Spawner._turnstile = asyncio.Lock()
     monkeypatch.setattr(module, "REMOVE_AGAIN", [0.01, 0.01])
     yield Spawner._client
     Spawner._client = None
@@ -991,6 +993,34 @@ async def test_docker_refuses(swarm, error, sentence):
     swarm.errors["create_service"] = error
     with pytest.raises(SpawnFailed, match=sentence):
         await make().start()
+
+
+async def test_starts_begin_one_by_one(swarm):
+    """Between two of many that come at once, everybody else has a turn."""
+    begun, seen = [], set()
+
+    async def begin(spawner, number):
+        assert await spawner.server_token_scopes(spawner) == []
+        begun.append(number)
+
+    async def others():
+        while len(begun) < 50:
+            seen.add(len(begun))
+            await asyncio.sleep(0)
+
+    spawners = [make(name=f"user{number}") for number in range(50)]
+    await asyncio.gather(*(begin(one, number) for number, one in enumerate(spawners)), others())
+    assert begun == list(range(50))
+    assert seen >= set(range(1, 50))
+
+
+async def test_what_the_hub_has_changed_is_kept_before_the_turn(swarm):
+    """In the call itself: the awaitable is a task of its own, and another request may come before it."""
+    kept, spawner = [], make()
+    spawner.user.db = SimpleNamespace(commit=lambda: kept.append(True))
+    turn = spawner.server_token_scopes(spawner)
+    assert kept == [True]
+    assert await turn == []
 
 
 async def test_a_service_that_docker_makes_after_all(swarm, monkeypatch):
