@@ -54,7 +54,9 @@ run: $(VENV)/.installed ## Deploy INVENTORY (default inventories/lab, whose node
 	ANSIBLE_STDOUT_CALLBACK=minimal ANSIBLE_CALLBACKS_ENABLED=minimal $(PLAYBOOK) playbooks/where.yml
 
 .PHONY: test
-test: lint unit molecule ## Lint, unit tests and molecule on nodes of their own
+test: $(VENV)/.installed ## Lint, unit tests and molecule on nodes of their own
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit
+	$(MAKE) --no-print-directory molecule
 
 .PHONY: lint
 lint: $(VENV)/.installed ## yamllint, ansible-lint (production profile) and ruff
