@@ -64,6 +64,7 @@ from urllib3.util.retry import Retry
 NAME_MAX = 63  # a DNS label, RFC 1035 2.3.4; swarm has the same limit for service names
 LABEL = "org.jupyterhub."
 SAFE = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"  # a name as part of a path or of a list
+NFS_PORT = 2049  # RFC 7530 3.1; Linux mounts it unless told otherwise
 ASK_AGAIN = 2  # seconds between two questions to a node whether it is there
 OLD_NEWS = 60  # seconds after which the swarm itself knows of a lost node, or of one that is back
 REASON_FIRST = 2  # seconds for which a failed start's removal may hold up the reason
@@ -562,6 +563,14 @@ class NfsSwarmSpawner(SwarmSpawner):
         config=True,
         help="""
         Address of the NFS server as the nodes reach it.
+        """,
+    )
+
+    nfs_port = Int(
+        NFS_PORT,
+        config=True,
+        help="""
+        TCP port of `nfs_server`.
         """,
     )
 
@@ -1173,7 +1182,7 @@ class NfsSwarmSpawner(SwarmSpawner):
             target: template of the path in the container.
             read_only: whether it is.
             options: mount options instead of `nfs_options`.
-            server: address instead of `nfs_server`.
+            server: address instead of `nfs_server`; its port is in the options, or the usual one.
             more: further fields for the templates.
 
         Raises:
@@ -1183,9 +1192,10 @@ class NfsSwarmSpawner(SwarmSpawner):
             raise SpawnFailed(
                 "The hub does not know its storage.", reason="mount", detail="nfs_server is empty"
             )
+        port = f",port={self.nfs_port}" if not server and self.nfs_port != NFS_PORT else ""
         driver_options = {
             "type": "nfs4",
-            "o": f"addr={server or self.nfs_server},{options or self.nfs_options}",
+            "o": f"addr={server or self.nfs_server}{port},{options or self.nfs_options}",
             "device": self.format_account(device, **more),
         }
         volume = self.volume_name(self.format_account(name, **more), driver_options)

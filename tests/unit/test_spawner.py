@@ -383,6 +383,18 @@ async def test_home_is_an_nfs_volume_with_its_options_in_its_name():
     assert await source(nfs_options="nfsvers=4.1,hard") != home["Source"]
 
 
+async def test_another_port_of_the_storage():
+    """It is that of the storage, and not of another server that a mount names."""
+    mounts = [{"name": "data", "device": ":/data", "target": "/data", "server": "192.0.2.9"}]
+    spec = await spec_of(make(nfs_port=20490, nfs_mounts=mounts))
+    home, data = (
+        mount["VolumeOptions"]["DriverConfig"]["Options"]["o"]
+        for mount in spec["task_template"]["ContainerSpec"]["Mounts"]
+    )
+    assert home.startswith("addr=192.0.2.1,port=20490,nfsvers=4.2")
+    assert data.startswith("addr=192.0.2.9,nfsvers=4.2")
+
+
 async def test_further_mounts_by_group():
     mounts = [
         {"name": "exchange", "device": ":/exchange", "target": "/srv/exchange"},

@@ -228,6 +228,15 @@ def test_a_stack_is_complete(renderer: Renderer, inventory: str, stack: str) -> 
                 assert source.startswith("/") or source in compose["volumes"]
 
 
+def test_every_mount_names_another_port_of_the_storage(certificates: Path) -> None:
+    """The hub's data and the notebooks' homes."""
+    renderer = Renderer("tests/inventories/variants", certificates)
+    host = renderer.hosts[0]
+    assert "port=20490," in renderer.stack("hub/jupyterhub", host)
+    config = renderer.render(ROOT / "roles/hub/templates/jupyterhub_config.py.j2", host)
+    assert "c.NfsSwarmSpawner.nfs_port = 20490" in config
+
+
 def test_an_inventory_gives_the_same_files_in_every_run(certificates: Path) -> None:
     """Sets have another order in each process: a file made of one would restart services for nothing."""
     code = (
