@@ -35,7 +35,7 @@ ORDER = [
     "test_image",
     "test_starts",
     "test_failures",
-    "test_recovery",
+    "test_changes",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What an administrator does after a loss: change the inventory if need be, and run site.yml again."""
+"""What an administrator does after a loss or for a change: edit the inventory if need be, and run site.yml again."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, wait_for
 from hub import HubUser
 
 pytestmark = pytest.mark.disruptive
+
+# Minutes; set by the first run, waited for at the end.
+IDLE = {"hub_notebook_idle_minutes": 1}
 
 
 def test_a_node_that_was_reset_is_a_member_again(cluster: Cluster, user: Callable[[str], HubUser]) -> None:
@@ -20,7 +23,7 @@ def test_a_node_that_was_reset_is_a_member_again(cluster: Cluster, user: Callabl
     alice = user("alice")
     alice.stop()
     node.run("docker", "swarm", "leave", "--force")
-    cluster.playbook("site.yml")
+    cluster.playbook("site.yml", "--extra-vars", json.dumps(IDLE))
     members = cluster.docker("node", "ls", "--filter", f"name={host}", "--format", "{{.Status}}").split()
     assert members == ["Ready"]
     labels = json.loads(cluster.docker("node", "inspect", "--format", "{{json .Spec.Labels}}", host))
@@ -28,3 +31,14 @@ def test_a_node_that_was_reset_is_a_member_again(cluster: Cluster, user: Callabl
     with cluster.closed(*others):
         alice.start()
     assert cluster.node_of(cluster.notebook("alice")).name == node.name
+
+
+def test_an_idle_server_is_stopped(cluster: Cluster, user: Callable[[str], HubUser]) -> None:
+    """Nobody looks at it for a minute; what was saved stays."""
+    alice = user("alice").start()
+    word = alice.run("import pathlib; pathlib.Path('kept.txt').write_text('kept'); print('saved')")
+    assert word.strip() == "saved"
+    wait_for("the end of the idle server", lambda: alice.server is None, timeout=300, pause=5)
+    assert cluster.notebook("alice") is None
+    _, account = cluster.accounts("GET", "/accounts/alice")
+    assert cluster.storage.run("cat", f"{cluster.storage_dir}{account['home']}/kept.txt") == "kept"
