@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,9 @@ REFUSED_BINDS = {
     results.RESULT_INVALID_DN_SYNTAX,
 }
 
+# Answers of a server that another one need not give.
+UNAVAILABLE = {results.RESULT_BUSY, results.RESULT_UNAVAILABLE, results.RESULT_TIME_LIMIT_EXCEEDED}
+
 UNREACHABLE = (
     "The directory that checks passwords does not answer, so your password was not checked. "
     "Please try again in a few minutes."
@@ -72,6 +76,10 @@ UNUSABLE = (
 
 class DirectoryUnreachableError(Exception):
     """No server of the directory answered in time."""
+
+
+class ServerFailedError(DirectoryUnreachableError):
+    """A server that had taken a connection gave no answer to a question; another one may."""
 
 
 class DirectoryBrokenError(Exception):
@@ -114,7 +122,8 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         help="""
         Names or addresses of servers with the same content, each with an optional `:port` (`[::1]:636`).
 
-        The first that answers is asked, and stays the first until it fails. Empty: only `server_address`.
+        The first that answers is asked, and stays the first until it fails, be it in the midst of a login.
+        Empty: only `server_address`.
         """,
     )
 
@@ -199,7 +208,8 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         """Prepare the threads that wait for the directory."""
         super().__init__(**kwargs)
         self._executor = ThreadPoolExecutor(self.concurrent_logins, thread_name_prefix="ldap")
-        self._first_server = ""
+        # When a server failed last, by its address.
+        self._failures: dict[str, float] = {}
 
     # --- What JupyterHub calls ---------------------------------------------------------------
 
@@ -284,8 +294,9 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run a blocking function beside the hub's loop, and turn the directory's troubles into sentences."""
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+            return await loop.run_in_executor(self._executor, self._with_failover, function, *args)
         except DirectoryUnreachableError as error:
             self.log.error("The directory does not answer: %s", error)
             raise web.HTTPError(503, UNREACHABLE) from error
@@ -295,6 +306,17 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         except UnusableEntryError as error:
             self.log.error("Login refused: %s", error)
             raise web.HTTPError(403, UNUSABLE) from error
+
+    def _with_failover(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a function that asks the directory; again, on another server, when one fails halfway.
+
+        Raises:
+            DirectoryUnreachableError: When no server gets to the end of it.
+        """
+        for _ in range(len(self._addresses) - 1):
+            with suppress(ServerFailedError):
+                return function(*args)
+        return function(*args)
 
     def _log_in(self, login: str, password: str) -> dict[str, Any] | None:
         """Prove the password and read who that is; None when it proves nothing."""
@@ -478,6 +500,9 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
     def get_connection(self, userdn: str | None, password: str | None) -> ldap3.Connection | None:
         """Bind to the first server that answers.
 
+        A referral (RFC 4511, 4.2.2) asks to try another server, which here is the next one of ours and never
+        the one it names. When all refer elsewhere, nobody here knows the DN.
+
         Args:
             userdn: DN to bind as, None for an anonymous bind.
             password: Its password.
@@ -489,36 +514,48 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             DirectoryUnreachableError: When no server answers.
             DirectoryBrokenError: When a server answers, and will not let anybody in this way.
         """
-        problems = []
-        # The sort is stable: the one that answered last time comes first, the others stay in their order.
-        addresses = sorted(
-            self.server_addresses or [self.server_address], key=lambda name: name != self._first_server
-        )
-        for address in addresses:
+        problems: list[str] = []
+        codes: set[int] = set()
+        for address in self._addresses:
             try:
                 connection = self._open(address, userdn, password)
                 connection.bind()
             except (LDAPException, OSError) as error:
-                problems.append(f"{address}: {error}")
-                self.log.warning("The LDAP server %s is no use: %s", address, error)
+                problems.append(self._note_failure(address, str(error)))
                 continue
             code = connection.result["result"]
             if code == results.RESULT_SUCCESS:
-                self._first_server = address
+                # For the search that finds out that this server is no use.
+                connection.campus_address = address
                 return connection
             with suppress(LDAPException, OSError):
                 connection.unbind()
-            if code in (results.RESULT_BUSY, results.RESULT_UNAVAILABLE):
-                problems.append(f"{address}: {connection.result['description']}")
-                continue
-            self._first_server = address
+            answer = f"{connection.result['description']} {connection.result['message']}"
             if code in REFUSED_BINDS:
-                self.log.debug("%s refuses %s: %s", address, userdn, connection.result["description"])
+                self.log.debug("%s refuses %s: %s", address, userdn, answer)
                 return None
-            raise DirectoryBrokenError(
-                f"{address} answers {connection.result['description']} {connection.result['message']}"
-            )
+            problems.append(self._note_failure(address, answer))
+            codes.add(code)
+        if results.RESULT_REFERRAL in codes:
+            return None
+        if codes - UNAVAILABLE:
+            raise DirectoryBrokenError("; ".join(problems))
         raise DirectoryUnreachableError("; ".join(problems))
+
+    @property
+    def _addresses(self) -> list[str]:
+        """The servers in the order in which they are asked: who failed last comes last."""
+        # The sort is stable: those that never failed stay in the inventory's order.
+        return sorted(
+            self.server_addresses or [self.server_address],
+            key=lambda address: self._failures.get(address, 0.0),
+        )
+
+    def _note_failure(self, address: str, reason: str) -> str:
+        """Put a server behind the others, and return what there is to say about it."""
+        self._failures[address] = time.monotonic()
+        self.log.warning("The LDAP server %s is no use: %s", address, reason)
+        return f"{address}: {reason}"
 
     def _open(self, address: str, userdn: str | None, password: str | None) -> ldap3.Connection:
         """Connect to one server, up to the point where TLS is verified and a password may be sent."""
@@ -566,8 +603,8 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             return host.strip("[]"), int(port)
         return address.strip("[]"), 0
 
-    @staticmethod
     def _search(
+        self,
         connection: ldap3.Connection,
         base: str,
         scope: str,
@@ -576,24 +613,32 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
     ) -> dict[str, dict[str, list[str]]]:
         """Search, and return the entries' attributes by DN, with attribute names in lower case.
 
+        Nothing here needs paged results (RFC 2696): an entry is asked for by its DN, or by a name that two of
+        them must not have, and whether somebody is among a group's members is compared by the server.
+
+        References to other servers among the entries (RFC 4511, 4.5.3), as Active Directory gives them for a
+        whole domain, are left out, and what is elsewhere altogether (result code 10) is not found.
+
         Raises:
-            DirectoryUnreachableError: When the connection breaks.
+            ServerFailedError: When the server does not answer, or says that it cannot now.
             DirectoryBrokenError: When the server refuses to search.
         """
         try:
             connection.search(base, search_filter, scope, attributes=attributes or [ldap3.NO_ATTRIBUTES])
         except (LDAPException, OSError) as error:
-            raise DirectoryUnreachableError(str(error)) from error
-        code = connection.result["result"]
-        if code in (results.RESULT_BUSY, results.RESULT_UNAVAILABLE, results.RESULT_TIME_LIMIT_EXCEEDED):
-            raise DirectoryUnreachableError(connection.result["description"])
+            raise ServerFailedError(self._note_failure(connection.campus_address, str(error))) from error
+        code, description = connection.result["result"], connection.result["description"]
+        if code in UNAVAILABLE:
+            raise ServerFailedError(self._note_failure(connection.campus_address, description))
+        if code == results.RESULT_REFERRAL:
+            self.log.error("%s is kept by another server: %s", base, connection.result.get("referrals"))
         # Two matches are as good as all of them: a size limit only means that there are several.
-        if code not in (
+        elif code not in (
             results.RESULT_SUCCESS,
             results.RESULT_NO_SUCH_OBJECT,
             results.RESULT_SIZE_LIMIT_EXCEEDED,
         ):
-            raise DirectoryBrokenError(f"a search below {base} gives {connection.result['description']}")
+            raise DirectoryBrokenError(f"a search below {base} gives {description}")
         return {
             entry["dn"]: {
                 name.lower(): [value.decode(errors="replace") for value in values]

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import ldap3
 import pytest
 from authenticator import CampusLDAPAuthenticator, normalized
-from ldap3.core.exceptions import LDAPSocketOpenError
+from ldap3.core import results
+from ldap3.core.exceptions import LDAPSocketOpenError, LDAPSocketReceiveError
 from ldap3.utils.dn import escape_rdn
 from ldapauthenticator.ldapauthenticator import TlsStrategy
 from tornado import web
@@ -34,6 +35,10 @@ class Directory:
     def __init__(self) -> None:
         """Fill it with the demo users and some odd ones."""
         self.down: set[str] = set()
+        # Servers that take a connection and answer no search.
+        self.hung: set[str] = set()
+        # Servers that answer every bind with a result code.
+        self.bind_codes: dict[str, int] = {}
         self.asked: list[str] = []
         self.threads: set[str] = set()
         self.entries = {SEARCH_DN: {"objectClass": "organizationalRole", "userPassword": "search-password"}}
@@ -72,7 +77,21 @@ class Directory:
         for dn, attributes in self.entries.items():
             connection.strategy.add_entry(dn, dict(attributes))
         connection.open()
+        if address in self.hung:
+            connection.search = raise_hung
+        if address in self.bind_codes:
+            connection.bind = lambda: setattr(connection, "result", answer(self.bind_codes[address]))
         return connection
+
+
+def raise_hung(*_args, **_more):
+    """Stand in for the search of a server that does not answer."""
+    raise LDAPSocketReceiveError("timed out")
+
+
+def answer(code: int) -> dict:
+    """Return the end of an operation as ldap3 has it."""
+    return {"result": code, "description": results.RESULT_CODES[code], "message": "", "referrals": None}
 
 
 @pytest.fixture
@@ -259,6 +278,49 @@ async def test_a_directory_that_is_down(make, directory):
         await log_in(make(), "alice")
     assert trouble.value.status_code == 503
     assert "does not answer" in trouble.value.log_message
+
+
+async def test_a_server_that_hangs_halfway_is_left_for_the_next(make, directory):
+    directory.hung = {"one"}
+    authenticator = make()
+    assert await log_in(authenticator, "alice")
+    directory.asked.clear()
+    assert await log_in(authenticator, "alice")
+    assert set(directory.asked) == {"two"}
+    directory.hung = {"two"}
+    assert await log_in(authenticator, "alice")
+
+
+async def test_all_servers_hang_halfway(make, directory):
+    directory.hung = {"one", "two"}
+    with pytest.raises(web.HTTPError, match="does not answer"):
+        await log_in(make(), "alice")
+    # Once each, and no more: the directory may count how often a password is tried.
+    assert directory.asked == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "code", [results.RESULT_BUSY, results.RESULT_UNAVAILABLE, results.RESULT_REFERRAL, results.RESULT_OTHER]
+)
+async def test_a_server_that_takes_no_bind_is_left_for_the_next(make, directory, code):
+    directory.bind_codes = {"one": code}
+    assert await log_in(make(), "alice")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(results.RESULT_UNAVAILABLE, "does not answer"), (results.RESULT_OTHER, "refuses the hub's questions")],
+)
+async def test_no_server_takes_a_bind(make, directory, code, words):
+    directory.bind_codes = {"one": code, "two": results.RESULT_UNAVAILABLE}
+    with pytest.raises(web.HTTPError, match=words):
+        await log_in(make(), "alice")
+
+
+@pytest.mark.parametrize("make", ["template"], indirect=True)
+async def test_who_is_on_another_server_is_not_found(make, directory):
+    directory.bind_codes = dict.fromkeys(("one", "two"), results.RESULT_REFERRAL)
+    assert await log_in(make(), "alice") is None
 
 
 @pytest.mark.parametrize("make", ["search"], indirect=True)
