@@ -2,7 +2,8 @@
 
 `CampusLDAPAuthenticator` is LDAPAuthenticator 2 with what a school needs besides:
 
-* Hub groups come from LDAP groups (`role_groups`); who is in none of the allowed ones is told so.
+* Hub groups come from LDAP groups (`role_groups`): by the groups' own lists, by `memberOf`, or by Active
+  Directory's nested groups (`membership`). Who is in none of the allowed ones is told so.
 * Certificates are verified unless someone says otherwise. (ldap3 verifies none of its own accord.)
 * Several servers, with timeouts. A directory that is down gives a sentence on the login page.
 * LDAP is asked in threads of its own: a slow directory does not stop the hub.
@@ -13,8 +14,9 @@ Names: the login name is stripped and put into Unicode's NFC. The name of the hu
 filter or a DN is escaped. With several DN templates, a name that is under more than one of them is one
 account, for whoever's password it is. Where that can happen use search and bind, which refuses such names.
 
-Sources: RFC 4511 (result codes), RFC 4513 5.1.2 (a bind without a password succeeds and proves nothing),
-RFC 4514 and 4515 (escaping), RFC 4013 (SASLprep).
+Sources: RFC 4511 (result codes, referrals), RFC 4513 5.1.2 (a bind without a password succeeds and proves
+nothing), RFC 4514 and 4515 (escaping), RFC 4517 and 4518 (when DNs are equal), RFC 4013 (SASLprep), MS-ADTS
+(Active Directory).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import re
 import ssl
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,7 +43,7 @@ from ldap3.utils.dn import escape_rdn, parse_dn
 from ldapauthenticator import LDAPAuthenticator
 from ldapauthenticator.ldapauthenticator import TlsStrategy
 from tornado import web
-from traitlets import Dict, Float, Int, List, Unicode, default
+from traitlets import Dict, Enum, Float, Int, List, Unicode, default
 
 T = TypeVar("T")
 
@@ -58,6 +60,10 @@ REFUSED_BINDS = {
 
 # Answers of a server that another one need not give.
 UNAVAILABLE = {results.RESULT_BUSY, results.RESULT_UNAVAILABLE, results.RESULT_TIME_LIMIT_EXCEEDED}
+
+# "Is the user in this group, or in a group in it?" Active Directory follows the chain (MS-ADTS 3.1.1.3.4.4.3,
+# LDAP_MATCHING_RULE_TRANSITIVE_EVAL); another directory does not know the rule and finds nobody.
+NESTED_FILTER = "(member:1.2.840.113556.1.4.1941:={userdn})"
 
 UNREACHABLE = (
     "The directory that checks passwords does not answer, so your password was not checked. "
@@ -113,6 +119,51 @@ def normalized(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).strip().lower())
 
 
+def folded(text: str) -> str:
+    """Return the form of a value in which case, spaces and Unicode's forms make no difference (RFC 4518)."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def unescaped(value: str) -> str:
+    """Return the value within a DN without its escapes.
+
+    RFC 4514: a backslash stands before a special character, or before the two digits of a byte.
+    """
+    plain = re.sub(
+        rb"\\(?:([0-9A-Fa-f]{2})|(.))",
+        lambda found: bytes([int(found[1], 16)]) if found[1] else found[2],
+        value.encode(),
+        flags=re.DOTALL,
+    )
+    return plain.decode(errors="replace")
+
+
+def comparable(dn: str) -> Hashable:
+    """Return a form of a DN that is equal for equal DNs, however they are written.
+
+    Case, spaces, ways to escape, and the order within one part of it (`cn=a+sn=b`) make no difference, as in
+    RFC 4517, 4.2.15 (distinguishedNameMatch). What cannot be read as a DN equals its own text only.
+
+    Args:
+        dn: The DN, as the directory or the inventory has it.
+
+    Returns:
+        Something to compare and to look up.
+    """
+    try:
+        values = parse_dn(dn, strip=True)
+    except LDAPInvalidDnError:
+        return folded(dn)
+    parts: list[frozenset[tuple[str, str]]] = []
+    part: set[tuple[str, str]] = set()
+    for attribute, value, separator in values:
+        part.add((attribute.lower(), folded(unescaped(value))))
+        if separator != "+":
+            parts.append(frozenset(part))
+            part = set()
+    return tuple(parts)
+
+
 class CampusLDAPAuthenticator(LDAPAuthenticator):
     """Authenticates users against LDAP and puts them into hub groups by their LDAP groups."""
 
@@ -153,12 +204,28 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         value_trait=Unicode(),
         config=True,
         help="""
-        Hub group → DN of the LDAP group whose members are in it.
-
-        Members are found with `group_search_filter`: by the user's DN in `member` or `uniqueMember`, or by
-        the user's name in `memberUid`.
+        Hub group → DN of the LDAP group whose members are in it. `membership` says how they are found.
         """,
     ).tag(allow_config=True)
+
+    membership = Enum(
+        ["member", "memberof", "ad-nested"],
+        "member",
+        config=True,
+        help="""
+        How the groups of a user are found.
+
+        - `member`: each group is asked with `group_search_filter`: for the user's DN in `member` or
+          `uniqueMember`, or for the user's name in `memberUid`.
+        - `memberof`: the user's entry is asked for `memberOf`, once for all groups. Whether groups within
+          groups count is the directory's decision: in Active Directory they do not.
+        - `ad-nested`: each group is asked whether the user is in it or in any group within it. Only Active
+          Directory and Samba can tell.
+
+        None of them finds the primary group, neither a POSIX account's `gidNumber` nor Active Directory's
+        `primaryGroupID` (as a rule, Domain Users).
+        """,
+    )
 
     allowed_roles = List(
         Unicode(),
@@ -363,11 +430,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         person = self._read_person(connection, dn, login)
         if person is None:
             return None
-        groups = [
-            group
-            for group, group_dn in self.role_groups.items()
-            if self._is_member(connection, group_dn, person)
-        ]
+        groups = self._groups_of(connection, person)
         state: dict[str, Any] = {
             "ldap_name": person.name,
             "ldap_groups": [self.role_groups[group] for group in groups],
@@ -433,14 +496,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             attribute, value, _ = parse_dn(dn, escape=False, strip=True)[0]
         except (LDAPInvalidDnError, IndexError):
             return "", ""
-        # RFC 4514: a backslash stands before a special character, or before the two digits of a byte.
-        plain = re.sub(
-            rb"\\(?:([0-9A-Fa-f]{2})|(.))",
-            lambda found: bytes([int(found[1], 16)]) if found[1] else found[2],
-            value.encode(),
-            flags=re.DOTALL,
-        )
-        return attribute.lower(), plain.decode(errors="replace")
+        return attribute.lower(), unescaped(value)
 
     @staticmethod
     def _number(dn: str, attributes: dict[str, list[str]], name: str) -> int | None:
@@ -458,15 +514,42 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             raise UnusableEntryError(f"{dn} has {name} {values}")
         return number
 
-    def _is_member(self, connection: ldap3.Connection, group_dn: str, person: Person) -> bool:
-        """Tell whether a person is in an LDAP group."""
-        search_filter = self.group_search_filter.format(
+    def _groups_of(self, connection: ldap3.Connection, person: Person) -> list[str]:
+        """Return the hub groups of a person."""
+        if self.membership == "memberof":
+            found = {comparable(dn) for dn in self._all_values(connection, person.dn, "memberOf")}
+            return [group for group, dn in self.role_groups.items() if comparable(dn) in found]
+        template = NESTED_FILTER if self.membership == "ad-nested" else self.group_search_filter
+        search_filter = template.format(
             userdn=escape_filter_chars(person.dn), uid=escape_filter_chars(person.name)
         )
+        return [
+            group for group, dn in self.role_groups.items() if self._matches(connection, dn, search_filter)
+        ]
+
+    def _matches(self, connection: ldap3.Connection, group_dn: str, search_filter: str) -> bool:
+        """Tell whether a filter is true of an LDAP group."""
         found = self._search(connection, group_dn, ldap3.BASE, search_filter)
         if connection.result["result"] == results.RESULT_NO_SUCH_OBJECT:
             self.log.error("role_groups names %s, which is not in the directory or may not be read", group_dn)
         return bool(found)
+
+    def _all_values(self, connection: ldap3.Connection, dn: str, attribute: str) -> list[str]:
+        """Return all values of an attribute, however many the server gives at once.
+
+        Active Directory gives 1500 and says so in the attribute's name, `memberOf;range=0-1499`; the last
+        come as `memberOf;range=1500-*` (MS-ADTS 3.1.1.3.1.3.3). ldap3 could ask for them itself, but would
+        take an error halfway for the end.
+        """
+        wanted, values = attribute, []
+        while wanted:
+            found = self._search(connection, dn, ldap3.BASE, "(objectClass=*)", [wanted])
+            wanted = ""
+            for name, some in next(iter(found.values()), {}).items():
+                values += some
+                if last := re.fullmatch(r".*;range=\d+-(\d+)", name):
+                    wanted = f"{attribute};range={int(last[1]) + 1}-*"
+        return values
 
     # --- Connections -------------------------------------------------------------------------
 
@@ -576,6 +659,9 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             receive_timeout=self.answer_timeout,
             # A referral would send the password to a server that nobody configured.
             auto_referrals=False,
+            # See _all_values. With empty attributes ldap3 cannot read what it asks for by range.
+            auto_range=False,
+            return_empty_attributes=False,
             check_names=False,
             read_only=True,
         )

@@ -6,11 +6,13 @@ import asyncio
 import ssl
 import threading
 import unicodedata
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import ldap3
 import pytest
-from authenticator import CampusLDAPAuthenticator, normalized
+from authenticator import CampusLDAPAuthenticator, comparable, normalized
 from ldap3.core import results
 from ldap3.core.exceptions import LDAPSocketOpenError, LDAPSocketReceiveError
 from ldap3.utils.dn import escape_rdn
@@ -39,6 +41,8 @@ class Directory:
         self.hung: set[str] = set()
         # Servers that answer every bind with a result code.
         self.bind_codes: dict[str, int] = {}
+        # What ldap3's directory in memory cannot do: base, filter and attributes → result code and entries.
+        self.says: Callable[[str, str, list[str]], tuple[int, list[dict]] | None] = lambda *_: None
         self.asked: list[str] = []
         self.threads: set[str] = set()
         self.entries = {SEARCH_DN: {"objectClass": "organizationalRole", "userPassword": "search-password"}}
@@ -79,9 +83,24 @@ class Directory:
         connection.open()
         if address in self.hung:
             connection.search = raise_hung
+        else:
+            connection.search = partial(self.search, connection, connection.search)
         if address in self.bind_codes:
             connection.bind = lambda: setattr(connection, "result", answer(self.bind_codes[address]))
         return connection
+
+    def search(self, connection, memory, base, search_filter, scope, attributes) -> None:
+        """Answer a search: as the test says, else from memory."""
+        said = self.says(base, search_filter, attributes)
+        if said is None:
+            memory(base, search_filter, scope, attributes=attributes)
+        else:
+            connection.result, connection.response = answer(said[0]), said[1]
+
+
+def found(dn: str, **attributes: list[bytes]) -> dict:
+    """Return an entry as ldap3 has it."""
+    return {"type": "searchResEntry", "dn": dn, "raw_attributes": attributes}
 
 
 def raise_hung(*_args, **_more):
@@ -260,6 +279,129 @@ async def test_ways_to_be_a_member(make, directory, attribute):
     member = "eve" if attribute == "memberUid" else person_dn("eve")
     directory.entries[GROUPS["teachers"]] = {"objectClass": "top", attribute: [member]}
     assert (await log_in(make(), "eve"))["groups"] == ["teachers"]
+
+
+async def test_member_of(make, directory):
+    """Compared as DNs: the directory may write them in another way than the inventory."""
+    directory.add("eve", memberOf=["CN=Teachers, OU=Groups, DC=Campus, DC=Example", f"cn=sports,{BASE}"])
+    model = await log_in(make(membership="memberof"), "eve")
+    assert model["groups"] == ["teachers"]
+    assert model["auth_state"]["ldap_groups"] == [GROUPS["teachers"]]
+    # The groups' own lists are not asked.
+    with pytest.raises(web.HTTPError, match="groups"):
+        await log_in(make(membership="memberof"), "alice")
+
+
+async def test_two_hub_groups_of_one_group(make, directory):
+    directory.add("eve", memberOf=GROUPS["teachers"])
+    roles = {"teachers": GROUPS["teachers"], "course-1": GROUPS["teachers"].upper()}
+    model = await log_in(make(membership="memberof", role_groups=roles, admin_group=""), "eve")
+    assert model["groups"] == ["teachers", "course-1"]
+
+
+async def test_member_of_in_ranges(make, directory):
+    """Active Directory gives so many values at once and no more."""
+    ranges = {
+        "memberOf": ("memberOf;range=0-1", [b"cn=a", b"cn=b"]),
+        "memberOf;range=2-*": ("memberOf;range=2-3", [b"cn=c", b"cn=d"]),
+        "memberOf;range=4-*": ("memberOf;range=4-*", [GROUPS["teachers"].encode()]),
+    }
+
+    def says(base, _filter, attributes):
+        if attributes[0] in ranges:
+            name, values = ranges[attributes[0]]
+            return results.RESULT_SUCCESS, [found(base, **{name: values})]
+        return None
+
+    directory.says = says
+    assert (await log_in(make(membership="memberof"), "eve"))["groups"] == ["teachers"]
+
+
+async def test_nested_groups_of_active_directory(make, directory):
+    asked = []
+
+    def says(base, search_filter, _attributes):
+        if "member" not in search_filter:
+            return None
+        asked.append((base, search_filter))
+        entries = [found(base)] if base == GROUPS["students"] else []
+        return results.RESULT_SUCCESS, entries
+
+    directory.says = says
+    directory.add("(o,x)*")
+    assert (await log_in(make(membership="ad-nested"), "(o,x)*"))["groups"] == ["students"]
+    member = f"uid=\\28o\\5c,x\\29\\2a,{PEOPLE}"
+    assert asked == [(dn, f"(member:1.2.840.113556.1.4.1941:={member})") for dn in GROUPS.values()]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("cn=it,ou=groups,dc=example", "CN=IT, OU = Groups ,DC=Example", True),
+        ("cn=class  1 a,dc=example", "cn=Class 1 A,dc=example", True),
+        (r"cn=a\,b,dc=example", r"cn=a\2Cb,dc=example", True),
+        (r"cn=J\C3\B6rg,dc=example", "cn=jo\u0308rg,dc=example", True),
+        ("cn=a+sn=b,dc=example", "SN=b+CN=a,dc=example", True),
+        ("cn=a,cn=b,dc=example", "cn=a+cn=b,dc=example", False),
+        (r"cn=a\,cn=b,dc=example", "cn=a,cn=b,dc=example", False),
+        ("cn=a,dc=example", "cn=a,dc=example,dc=org", False),
+        ("cn=a,dc=example", "ou=a,dc=example", False),
+        ("no DN", "No  DN", True),
+        ("no DN", "cn=no DN", False),
+    ],
+)
+def test_equal_dns(one, other, equal):
+    assert (comparable(one) == comparable(other)) is equal
+
+
+async def test_references_among_the_entries_are_left_out(make, directory):
+    """As Active Directory gives them when the search begins at the top of the domain."""
+
+    def says(_base, search_filter, _attributes):
+        if search_filter != "(uid=alice)":
+            return None
+        reference = {"type": "searchResRef", "uri": ["ldap://elsewhere.example/dc=elsewhere"]}
+        return results.RESULT_SUCCESS, [reference, found(person_dn("alice")), reference]
+
+    directory.says = says
+    assert await log_in(make(), "alice")
+
+
+async def test_a_group_on_another_server_is_none(make, directory):
+    elsewhere = f"cn=teachers,ou=groups,{BASE}"
+    directory.says = lambda base, *_: (results.RESULT_REFERRAL, []) if base == elsewhere else None
+    assert (await log_in(make(), "alice"))["groups"] == ["students"]
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_people_on_another_server_are_not_found(make, directory):
+    directory.says = lambda base, *_: (results.RESULT_REFERRAL, []) if base == PEOPLE else None
+    assert await log_in(make(), "alice") is None
+
+
+@pytest.mark.parametrize("code", [results.RESULT_BUSY, results.RESULT_TIME_LIMIT_EXCEEDED])
+async def test_a_server_without_time_for_a_search(make, directory, code):
+    directory.says = lambda *_: (code, [])
+    with pytest.raises(web.HTTPError, match="does not answer"):
+        await log_in(make(), "alice")
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_names_of_active_directory(make, directory):
+    """The sAMAccountName is the name; the userPrincipalName is another way to say it, if a site wants."""
+    dn = f"CN=Doe\\, John,{PEOPLE}"
+    upn = "john.doe@campus.example"
+    names = {"sAMAccountName": "JDoe", "userPrincipalName": upn}
+    directory.entries[dn] = {"objectClass": "user", "userPassword": "secret-one"} | names
+    directory.entries[GROUPS["students"]]["member"].append(dn)
+    settings = {"user_attribute": "sAMAccountName"}
+    assert (await log_in(make(**settings), "jdoe", "secret-one"))["name"] == "jdoe"
+    assert await log_in(make(**settings), upn, "secret-one") is None
+    settings["lookup_dn_search_filter"] = "(|({login_attr}={login})(userPrincipalName={login}))"
+    for login in ("JDOE", upn):
+        model = await log_in(make(**settings), login, "secret-one")
+        assert (model["name"], model["groups"]) == ("jdoe", ["students"])
+        assert model["auth_state"]["ldap_name"] == "JDoe"
 
 
 async def test_the_next_server_is_asked_and_remembered(make, directory):

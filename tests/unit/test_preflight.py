@@ -35,6 +35,11 @@ SPECS = {
         "hub_ldap_search_user": {"type": "str", "default": ""},
         "hub_ldap_search_password": {"type": "str", "default": ""},
         "hub_ldap_user_search_base": {"type": "str", "default": ""},
+        "hub_ldap_membership": {
+            "type": "str",
+            "choices": ["member", "memberof", "ad-nested"],
+            "default": "member",
+        },
         "hub_identity": {"type": "str", "choices": ["direct", "root"], "default": "direct"},
         "hub_named_servers": {"type": "bool", "default": False},
         "hub_uid": {"type": "int", "default": 991},
@@ -166,6 +171,10 @@ BAD_VARIABLES = {
     "tls off": (
         {"hub_ldap_tls": "none"},
         "value of hub_ldap_tls must be one of: ldaps, starttls, got: none.",
+    ),
+    "unknown membership": (
+        {"hub_ldap_membership": "memberOf"},
+        "value of hub_ldap_membership must be one of: member, memberof, ad-nested, got: memberOf.",
     ),
     "placeholder": (
         {"hub_ldap_search_password": "CHANGE_ME"},
