@@ -34,6 +34,7 @@ from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import ldap3
+from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import maybe_future
 from ldap3.core import results
 from ldap3.core.exceptions import LDAPException, LDAPInvalidDnError
@@ -74,8 +75,11 @@ BROKEN = (
     "Please tell the administrators; the hub's log has the reason."
 )
 NOT_ALLOWED = "Your password is right, but your account is in none of the groups that may use this hub."
+NO_LONGER_ALLOWED = (
+    "Your account is not, or no longer, in any of the groups that may use this hub, so no server was started."
+)
 UNUSABLE = (
-    "Your password is right, but the directory's entry for your account cannot be used here. "
+    "The directory's entry for your account cannot be used here. "
     "Please tell the administrators; the hub's log has the reason."
 )
 
@@ -254,6 +258,16 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         help="Attribute with the user's GID, which entries may lack. Empty: GIDs are never the directory's.",
     )
 
+    refresh_timeout = Float(
+        10,
+        config=True,
+        help="""
+        Seconds that a page or a start waits until the directory has said in which groups a user is now.
+
+        After that it goes on with the groups that the hub knows.
+        """,
+    )
+
     concurrent_logins = Int(16, config=True, help="Logins that may wait for the directory at once.")
 
     # A name is data here and escaped wherever it is used. 255 characters are what the hub's database holds.
@@ -266,6 +280,11 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
     @default("manage_groups")
     def _manage_groups_default(self) -> bool:
         return True
+
+    @default("allow_existing_users")
+    def _allow_existing_users_default(self) -> bool:
+        # JupyterHub's is True beside `allowed_users`: who was let in once could come back without any group.
+        return False
 
     @default("user_attribute")
     def _user_attribute_default(self) -> str:
@@ -322,40 +341,93 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         Raises:
             web.HTTPError: With a sentence for the login page, when the user is in none of the groups.
         """
-        if set(self.allowed_roles or self.role_groups) & set((authentication or {}).get("groups") or []):
-            return True
-        if await maybe_future(super().check_allowed(username, authentication)):
+        if await self._is_allowed(username, authentication or {}):
             return True
         self.log.warning("Login of %r refused: in none of the allowed groups", username)
         raise web.HTTPError(403, NOT_ALLOWED)
 
+    async def _is_allowed(self, username: str, authentication: dict[str, Any]) -> bool:
+        """Tell whether the groups, or JupyterHub's own settings, let somebody in."""
+        if set(self.allowed_roles or self.role_groups) & set(authentication.get("groups") or []):
+            return True
+        return bool(await maybe_future(super().check_allowed(username, authentication)))
+
     async def refresh_user(self, user: Any, handler: Any = None) -> dict[str, Any] | bool:
         """Ask for a user's groups again, as often as `auth_refresh_age` says.
+
+        Args:
+            user: The hub's user.
+            handler: The request, or None.
+
+        Returns:
+            What the directory says now; True when it cannot be asked; False when the user has to go.
+        """
+        model, refusal = await self._ask_again(user)
+        if model is None:
+            return True
+        if not refusal:
+            return model
+        self.log.warning("%r is gone from the directory or from the allowed groups", user.name)
+        if handler is not None:
+            # JupyterHub ends the session and nothing else: an administrator's tokens would keep their rights.
+            await handler.auth_to_user(model, user)
+        return False
+
+    async def pre_spawn_start(self, user: Any, spawner: Any) -> None:
+        """Ask for a user's groups again before a start, which has its image and its mounts from them.
+
+        Not by `refresh_pre_spawn`: that asks before the start counts as pending. After one second the browser
+        is at the page of pending starts, and would read there that no server is running.
+
+        Args:
+            user: The hub's user.
+            spawner: The server that starts. Its handler is the request for it.
+
+        Raises:
+            SpawnException: With a sentence for the spawn page, when the user may not use the hub any more.
+        """
+        handler = spawner.handler
+        model, refusal = await self._ask_again(user)
+        if model is None:
+            return
+        await handler.auth_to_user(model, user)
+        if refusal:
+            error = SpawnException(refusal, reason="account", status_code=403)
+            # The page of pending starts shows nothing but this.
+            error.jupyterhub_message = refusal
+            raise error
+
+    async def _ask_again(self, user: Any) -> tuple[dict[str, Any] | None, str]:
+        """Ask the directory about a user of the hub, without a password.
 
         That takes an account that may search: without `lookup_dn` and `lookup_dn_search_user`, groups are
         renewed at the next login only.
 
         Args:
             user: The hub's user.
-            handler: The request, unused.
 
         Returns:
-            What the directory says now; True when it cannot be asked; False when the user has to go.
+            What the directory says, no groups when the user is gone, None when it cannot be asked; and a
+            sentence when the user has to go, else an empty one.
         """
         if not (self.lookup_dn and self.lookup_dn_search_user):
-            return True
-        state = await user.get_auth_state() or {}
+            return None, ""
+        state = await user.get_auth_state()
+        name = (state or {}).get("ldap_name") or user.name
+        gone = {"name": user.name, "groups": [], "admin": self._is_admin([], user.name), "auth_state": state}
         try:
-            model = await self._in_thread(self._look_up_again, state.get("ldap_name") or user.name)
-            if model and self.normalize_username(model["name"]) == user.name:
-                await self.check_allowed(user.name, model)
-                return model
+            async with asyncio.timeout(self.refresh_timeout):
+                model = await self._in_thread(self._look_up_again, name)
+        except TimeoutError:
+            self.log.error("The directory did not say in time which groups %r is in", user.name)
+            return None, ""
         except web.HTTPError as error:
-            if error.status_code == 503:
-                # A directory that is down ends nobody's session.
-                return True
-        self.log.warning("%r is gone from the directory or from the allowed groups", user.name)
-        return False
+            # A directory that is down ends nobody's session, and keeps nobody's server from starting.
+            return (None, "") if error.status_code == 503 else (gone, error.log_message)
+        if model is None or self.normalize_username(model["name"]) != user.name:
+            return gone, NO_LONGER_ALLOWED
+        model["name"] = user.name
+        return model, "" if await self._is_allowed(user.name, model) else NO_LONGER_ALLOWED
 
     # --- The directory, asked in a thread ----------------------------------------------------
 
@@ -371,7 +443,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             self.log.error("The directory cannot be asked: %s", error)
             raise web.HTTPError(503, BROKEN) from error
         except UnusableEntryError as error:
-            self.log.error("Login refused: %s", error)
+            self.log.error("An entry cannot be used: %s", error)
             raise web.HTTPError(403, UNUSABLE) from error
 
     def _with_failover(self, function: Callable[..., T], *args: Any) -> T:
@@ -439,10 +511,14 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             state["uid"] = person.uid
         if person.gid is not None:
             state["gid"] = person.gid
-        admin = None
-        if self.admin_group:
-            admin = self.admin_group in groups or self.normalize_username(person.name) in self.admin_users
+        admin = self._is_admin(groups, self.normalize_username(person.name))
         return {"name": person.name, "groups": groups, "admin": admin, "auth_state": state}
+
+    def _is_admin(self, groups: list[str], username: str) -> bool | None:
+        """Tell whether a user administers the hub; None when the directory does not say."""
+        if not self.admin_group:
+            return None
+        return self.admin_group in groups or username in self.admin_users
 
     def _find(self, connection: ldap3.Connection, login: str) -> str | None:
         """Return the DN of the one entry with a login name; None when there is none, or no definite one."""

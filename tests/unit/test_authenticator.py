@@ -9,10 +9,16 @@ import unicodedata
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
+from typing import ClassVar
 
 import ldap3
 import pytest
 from authenticator import CampusLDAPAuthenticator, comparable, normalized
+from jupyterhub import orm, roles
+from jupyterhub.crypto import CryptKeeper
+from jupyterhub.handlers.base import BaseHandler
+from jupyterhub.spawner import Spawner, SpawnException
+from jupyterhub.user import User
 from ldap3.core import results
 from ldap3.core.exceptions import LDAPSocketOpenError, LDAPSocketReceiveError
 from ldap3.utils.dn import escape_rdn
@@ -484,23 +490,157 @@ async def test_the_hub_goes_on_while_the_directory_is_slow(make, directory):
     assert threading.current_thread().name not in directory.threads
 
 
+class OwnServer(Spawner):
+    """A server that only notes who may start it, and with which groups."""
+
+    started: ClassVar[list[set[str]]] = []
+
+    async def start(self):
+        """Note the groups, and be no server."""
+        self.started.append({group.name for group in self.user.groups})
+        raise SpawnException("That is all.", reason="test")
+
+    async def stop(self, now=False):
+        """Have nothing to stop."""
+
+    async def poll(self):
+        """Never run."""
+        return 0
+
+
+class Hub:
+    """As much of JupyterHub as lets a user start a server."""
+
+    def __init__(self, authenticator: CampusLDAPAuthenticator) -> None:
+        """Make a database with JupyterHub's own entries, and take the place of a request."""
+        CryptKeeper.instance().keys = [bytes(32)]
+        authenticator.enable_auth_state = True
+        self.authenticator = authenticator
+        self.db = orm.new_session_factory("sqlite:///:memory:")()
+        for role in roles.get_default_roles():
+            roles.create_role(self.db, role)
+        self.db.add(orm.OAuthClient(identifier="jupyterhub", secret="none"))
+
+    def user(self, name: str, **more) -> User:
+        """Add a user."""
+        entry = orm.User(name=name, **more)
+        self.db.add(entry)
+        self.db.commit()
+        settings = {"authenticator": self.authenticator, "spawner_class": OwnServer, "base_url": "/"}
+        hub = SimpleNamespace(base_url="/hub/", api_url="http://hub/hub/api", url="http://hub/hub/")
+        return User(entry, settings | {"config": None, "hub": hub}, db=self.db)
+
+    async def auth_to_user(self, model: dict, user: User) -> User:
+        """Write what the directory says as JupyterHub does."""
+        return await BaseHandler.auth_to_user(self, model, user)
+
+    async def start(self, user: User) -> set[str] | str:
+        """Start a server; the groups that it has, or the sentence of the spawn page."""
+        OwnServer.started.clear()
+        with pytest.raises(SpawnException) as end:
+            await user.spawn(handler=self)
+        assert user.spawners[""].pending is None
+        return next(iter(OwnServer.started), None) or end.value.jupyterhub_message
+
+
 async def test_refresh(make, directory):
     authenticator = make()
-
-    def user(name):
-        async def state():
-            return {"ldap_name": name}
-
-        return SimpleNamespace(name=name, get_auth_state=state)
-
+    hub = Hub(authenticator)
+    alice, eve, gone = (hub.user(name) for name in ("alice", "eve", "gone"))
     if make.way == "template":
-        assert await authenticator.refresh_user(user("eve")) is True
+        assert await authenticator.refresh_user(eve) is True
         return
-    assert (await authenticator.refresh_user(user("alice")))["groups"] == ["students"]
-    assert await authenticator.refresh_user(user("eve")) is False
-    assert await authenticator.refresh_user(user("gone")) is False
+    assert (await authenticator.refresh_user(alice))["groups"] == ["students"]
+    assert await authenticator.refresh_user(eve) is False
+    assert await authenticator.refresh_user(gone) is False
     directory.down = {"one", "two"}
-    assert await authenticator.refresh_user(user("alice")) is True
+    assert await authenticator.refresh_user(alice) is True
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_who_has_to_go_leaves_no_rights_behind(make):
+    """Neither in groups nor as an administrator, whose tokens JupyterHub leaves alone."""
+    hub = Hub(make())
+    eve = hub.user("eve", admin=True)
+    eve.sync_groups(["teachers", "hub-admins"])
+    assert await hub.authenticator.refresh_user(eve, hub) is False
+    assert (list(eve.groups), eve.admin) == ([], False)
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_a_start_asks_for_the_groups_again(make, directory):
+    hub = Hub(make())
+    alice = hub.user("alice", admin=True)
+    assert await hub.start(alice) == {"students"}
+    assert alice.admin is False
+    directory.entries[GROUPS["teachers"]]["member"].append(person_dn("alice"))
+    directory.add("alice", uidNumber="5001", gidNumber="5001")
+    assert await hub.start(alice) == {"students", "teachers"}
+    assert (await alice.get_auth_state())["uid"] == 5001
+
+
+async def test_a_start_while_the_directory_is_down(make, directory):
+    """It goes on with the groups that the hub knows."""
+    hub = Hub(make())
+    alice = hub.user("alice")
+    alice.sync_groups(["students", "teachers"])
+    directory.down = {"one", "two"}
+    assert await hub.start(alice) == {"students", "teachers"}
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_a_start_while_the_directory_is_slow(make, directory):
+    release = threading.Event()
+    hub = Hub(make(refresh_timeout=0.05))
+    opened = hub.authenticator._open
+    hub.authenticator._open = lambda *args: (release.wait(10), opened(*args))[1]
+    alice = hub.user("alice")
+    alice.sync_groups(["teachers"])
+    assert await hub.start(alice) == {"teachers"}
+    release.set()
+
+
+async def test_a_start_without_a_search_account(make):
+    """Nobody can be asked about without a password, nor anonymously: that may see less than there is."""
+    hub = Hub(make(lookup_dn_search_user=""))
+    eve = hub.user("eve")
+    eve.sync_groups(["teachers"])
+    assert await hub.start(eve) == {"teachers"}
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+@pytest.mark.parametrize("name", ["eve", "gone"])
+async def test_who_is_in_no_group_any_more_starts_nothing(make, name):
+    hub = Hub(make())
+    user = hub.user(name)
+    user.sync_groups(["students"])
+    assert "no longer" in await hub.start(user)
+    assert list(user.groups) == []
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_a_start_of_who_is_called_like_somebody_else_by_now(make, directory):
+    """The entry that is found has to be the user's: an alias may have been given to another person."""
+    directory.add("alice", uid=["alice", "al"])
+    hub = Hub(make())
+    assert "no longer" in await hub.start(hub.user("al"))
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_a_start_with_an_entry_that_cannot_be_used(make, directory):
+    directory.add("alice", uidNumber="0")
+    hub = Hub(make())
+    assert "administrators" in await hub.start(hub.user("alice"))
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_users_allowed_by_name_are_the_ones_named(make):
+    """JupyterHub would let in all whom it knows as soon as one is named."""
+    hub = Hub(make(allowed_users={"eve"}))
+    eve, gone = hub.user("eve"), hub.user("gone")
+    for user in (eve, gone):
+        hub.authenticator.add_user(user)
+    assert hub.authenticator.allowed_users == {"eve"}
 
 
 def test_certificates_are_verified_unless_told_otherwise():
