@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import ClassVar
+from unittest.mock import Mock
 
 import ldap3
 import pytest
@@ -650,6 +651,17 @@ def test_certificates_are_verified_unless_told_otherwise():
     assert authenticator._tls("192.0.2.1").sni is None
     authenticator.tls_kwargs = {"validate": ssl.CERT_NONE}
     assert authenticator._tls("ldap.example.org").validate == ssl.CERT_NONE
+
+
+def test_what_ldap3_must_not_do_by_itself(monkeypatch):
+    """Follow referrals with the password, put up with half a list, or wait for ever."""
+    made = Mock()
+    monkeypatch.setattr(ldap3, "Connection", made)
+    CampusLDAPAuthenticator(answer_timeout=7)._open("ldap.example.org", "cn=a", "secret-one")
+    settings = made.call_args.kwargs
+    assert settings["auto_referrals"] is False
+    assert settings["auto_range"] is False
+    assert settings["receive_timeout"] == 7
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,10 @@ BAD_VARIABLES = {
         },
         "hub_ldap_search_user is set without hub_ldap_search_password.",
     ),
+    "search account without search": (
+        {"hub_ldap_search_user": "cn=hub", "hub_ldap_search_password": "passwordless-not"},
+        "hub_ldap_search_user is set, but hub_ldap_lookup_dn is off: nothing would be searched with it.",
+    ),
     "name of a CA file": (
         {"hub_ldap_ca": "/etc/ssl/ca.pem"},
         "hub_ldap_ca is no certificate: it takes the content of a PEM file, not its name.",
