@@ -2,7 +2,8 @@
 
 `CampusLDAPAuthenticator` is LDAPAuthenticator 2 with what a school needs besides:
 
-* Hub groups come from LDAP groups (`role_groups`); who is in none of the allowed ones is told so.
+* Hub groups come from LDAP groups (`role_groups`): by the groups' own lists, by `memberOf`, or by Active
+  Directory's nested groups (`membership`). Who is in none of the allowed ones is told so.
 * Certificates are verified unless someone says otherwise. (ldap3 verifies none of its own accord.)
 * Several servers, with timeouts. A directory that is down gives a sentence on the login page.
 * LDAP is asked in threads of its own: a slow directory does not stop the hub.
@@ -13,8 +14,9 @@ Names: the login name is stripped and put into Unicode's NFC. The name of the hu
 filter or a DN is escaped. With several DN templates, a name that is under more than one of them is one
 account, for whoever's password it is. Where that can happen use search and bind, which refuses such names.
 
-Sources: RFC 4511 (result codes), RFC 4513 5.1.2 (a bind without a password succeeds and proves nothing),
-RFC 4514 and 4515 (escaping), RFC 4013 (SASLprep).
+Sources: RFC 4511 (result codes, referrals), RFC 4513 5.1.2 (a bind without a password succeeds and proves
+nothing), RFC 4514 and 4515 (escaping), RFC 4517 and 4518 (when DNs are equal), RFC 4013 (SASLprep), MS-ADTS
+(Active Directory).
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +34,7 @@ from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import ldap3
+from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import maybe_future
 from ldap3.core import results
 from ldap3.core.exceptions import LDAPException, LDAPInvalidDnError
@@ -40,7 +44,7 @@ from ldap3.utils.dn import escape_rdn, parse_dn
 from ldapauthenticator import LDAPAuthenticator
 from ldapauthenticator.ldapauthenticator import TlsStrategy
 from tornado import web
-from traitlets import Dict, Float, Int, List, Unicode, default
+from traitlets import Dict, Enum, Float, Int, List, Unicode, default
 
 T = TypeVar("T")
 
@@ -55,6 +59,13 @@ REFUSED_BINDS = {
     results.RESULT_INVALID_DN_SYNTAX,
 }
 
+# Answers of a server that another one need not give.
+UNAVAILABLE = {results.RESULT_BUSY, results.RESULT_UNAVAILABLE, results.RESULT_TIME_LIMIT_EXCEEDED}
+
+# "Is the user in this group, or in a group in it?" Active Directory follows the chain (MS-ADTS 3.1.1.3.4.4.3,
+# LDAP_MATCHING_RULE_TRANSITIVE_EVAL); another directory does not know the rule and finds nobody.
+NESTED_FILTER = "(member:1.2.840.113556.1.4.1941:={userdn})"
+
 UNREACHABLE = (
     "The directory that checks passwords does not answer, so your password was not checked. "
     "Please try again in a few minutes."
@@ -64,14 +75,21 @@ BROKEN = (
     "Please tell the administrators; the hub's log has the reason."
 )
 NOT_ALLOWED = "Your password is right, but your account is in none of the groups that may use this hub."
+NO_LONGER_ALLOWED = (
+    "Your account is not, or no longer, in any of the groups that may use this hub, so no server was started."
+)
 UNUSABLE = (
-    "Your password is right, but the directory's entry for your account cannot be used here. "
+    "The directory's entry for your account cannot be used here. "
     "Please tell the administrators; the hub's log has the reason."
 )
 
 
 class DirectoryUnreachableError(Exception):
     """No server of the directory answered in time."""
+
+
+class ServerFailedError(DirectoryUnreachableError):
+    """A server that had taken a connection gave no answer to a question; another one may."""
 
 
 class DirectoryBrokenError(Exception):
@@ -105,6 +123,51 @@ def normalized(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).strip().lower())
 
 
+def folded(text: str) -> str:
+    """Return the form of a value in which case, spaces and Unicode's forms make no difference (RFC 4518)."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def unescaped(value: str) -> str:
+    """Return the value within a DN without its escapes.
+
+    RFC 4514: a backslash stands before a special character, or before the two digits of a byte.
+    """
+    plain = re.sub(
+        rb"\\(?:([0-9A-Fa-f]{2})|(.))",
+        lambda found: bytes([int(found[1], 16)]) if found[1] else found[2],
+        value.encode(),
+        flags=re.DOTALL,
+    )
+    return plain.decode(errors="replace")
+
+
+def comparable(dn: str) -> Hashable:
+    """Return a form of a DN that is equal for equal DNs, however they are written.
+
+    Case, spaces, ways to escape, and the order within one part of it (`cn=a+sn=b`) make no difference, as in
+    RFC 4517, 4.2.15 (distinguishedNameMatch). What cannot be read as a DN equals its own text only.
+
+    Args:
+        dn: The DN, as the directory or the inventory has it.
+
+    Returns:
+        Something to compare and to look up.
+    """
+    try:
+        values = parse_dn(dn, strip=True)
+    except LDAPInvalidDnError:
+        return folded(dn)
+    parts: list[frozenset[tuple[str, str]]] = []
+    part: set[tuple[str, str]] = set()
+    for attribute, value, separator in values:
+        part.add((attribute.lower(), folded(unescaped(value))))
+        if separator != "+":
+            parts.append(frozenset(part))
+            part = set()
+    return tuple(parts)
+
+
 class CampusLDAPAuthenticator(LDAPAuthenticator):
     """Authenticates users against LDAP and puts them into hub groups by their LDAP groups."""
 
@@ -114,7 +177,8 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         help="""
         Names or addresses of servers with the same content, each with an optional `:port` (`[::1]:636`).
 
-        The first that answers is asked, and stays the first until it fails. Empty: only `server_address`.
+        The first that answers is asked, and stays the first until it fails, be it in the midst of a login.
+        Empty: only `server_address`.
         """,
     )
 
@@ -144,12 +208,28 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         value_trait=Unicode(),
         config=True,
         help="""
-        Hub group → DN of the LDAP group whose members are in it.
-
-        Members are found with `group_search_filter`: by the user's DN in `member` or `uniqueMember`, or by
-        the user's name in `memberUid`.
+        Hub group → DN of the LDAP group whose members are in it. `membership` says how they are found.
         """,
     ).tag(allow_config=True)
+
+    membership = Enum(
+        ["member", "memberof", "ad-nested"],
+        "member",
+        config=True,
+        help="""
+        How the groups of a user are found.
+
+        - `member`: each group is asked with `group_search_filter`: for the user's DN in `member` or
+          `uniqueMember`, or for the user's name in `memberUid`.
+        - `memberof`: the user's entry is asked for `memberOf`, once for all groups. Whether groups within
+          groups count is the directory's decision: in Active Directory they do not.
+        - `ad-nested`: each group is asked whether the user is in it or in any group within it. Only Active
+          Directory and Samba can tell.
+
+        None of them finds the primary group, neither a POSIX account's `gidNumber` nor Active Directory's
+        `primaryGroupID` (as a rule, Domain Users).
+        """,
+    )
 
     allowed_roles = List(
         Unicode(),
@@ -178,6 +258,16 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         help="Attribute with the user's GID, which entries may lack. Empty: GIDs are never the directory's.",
     )
 
+    refresh_timeout = Float(
+        10,
+        config=True,
+        help="""
+        Seconds that a page or a start waits until the directory has said in which groups a user is now.
+
+        After that it goes on with the groups that the hub knows.
+        """,
+    )
+
     concurrent_logins = Int(16, config=True, help="Logins that may wait for the directory at once.")
 
     # A name is data here and escaped wherever it is used. 255 characters are what the hub's database holds.
@@ -191,6 +281,11 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
     def _manage_groups_default(self) -> bool:
         return True
 
+    @default("allow_existing_users")
+    def _allow_existing_users_default(self) -> bool:
+        # JupyterHub's is True beside `allowed_users`: who was let in once could come back without any group.
+        return False
+
     @default("user_attribute")
     def _user_attribute_default(self) -> str:
         return "uid"
@@ -199,7 +294,8 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         """Prepare the threads that wait for the directory."""
         super().__init__(**kwargs)
         self._executor = ThreadPoolExecutor(self.concurrent_logins, thread_name_prefix="ldap")
-        self._first_server = ""
+        # When a server failed last, by its address.
+        self._failures: dict[str, float] = {}
 
     # --- What JupyterHub calls ---------------------------------------------------------------
 
@@ -245,47 +341,101 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         Raises:
             web.HTTPError: With a sentence for the login page, when the user is in none of the groups.
         """
-        if set(self.allowed_roles or self.role_groups) & set((authentication or {}).get("groups") or []):
-            return True
-        if await maybe_future(super().check_allowed(username, authentication)):
+        if await self._is_allowed(username, authentication or {}):
             return True
         self.log.warning("Login of %r refused: in none of the allowed groups", username)
         raise web.HTTPError(403, NOT_ALLOWED)
 
+    async def _is_allowed(self, username: str, authentication: dict[str, Any]) -> bool:
+        """Tell whether the groups, or JupyterHub's own settings, let somebody in."""
+        if set(self.allowed_roles or self.role_groups) & set(authentication.get("groups") or []):
+            return True
+        return bool(await maybe_future(super().check_allowed(username, authentication)))
+
     async def refresh_user(self, user: Any, handler: Any = None) -> dict[str, Any] | bool:
         """Ask for a user's groups again, as often as `auth_refresh_age` says.
+
+        Args:
+            user: The hub's user.
+            handler: The request, or None.
+
+        Returns:
+            What the directory says now; True when it cannot be asked; False when the user has to go.
+        """
+        model, refusal = await self._ask_again(user)
+        if model is None:
+            return True
+        if not refusal:
+            return model
+        self.log.warning("%r is gone from the directory or from the allowed groups", user.name)
+        if handler is not None:
+            # JupyterHub ends the session and nothing else: an administrator's tokens would keep their rights.
+            await handler.auth_to_user(model, user)
+        return False
+
+    async def pre_spawn_start(self, user: Any, spawner: Any) -> None:
+        """Ask for a user's groups again before a start, which has its image and its mounts from them.
+
+        Not by `refresh_pre_spawn`: that asks before the start counts as pending. After one second the browser
+        is at the page of pending starts, and would read there that no server is running.
+
+        Args:
+            user: The hub's user.
+            spawner: The server that starts. Its handler is the request for it.
+
+        Raises:
+            SpawnException: With a sentence for the spawn page, when the user may not use the hub any more.
+        """
+        handler = spawner.handler
+        model, refusal = await self._ask_again(user)
+        if model is None:
+            return
+        await handler.auth_to_user(model, user)
+        if refusal:
+            error = SpawnException(refusal, reason="account", status_code=403)
+            # The page of pending starts shows nothing but this.
+            error.jupyterhub_message = refusal
+            raise error
+
+    async def _ask_again(self, user: Any) -> tuple[dict[str, Any] | None, str]:
+        """Ask the directory about a user of the hub, without a password.
 
         That takes an account that may search: without `lookup_dn` and `lookup_dn_search_user`, groups are
         renewed at the next login only.
 
         Args:
             user: The hub's user.
-            handler: The request, unused.
 
         Returns:
-            What the directory says now; True when it cannot be asked; False when the user has to go.
+            What the directory says, no groups when the user is gone, None when it cannot be asked; and a
+            sentence when the user has to go, else an empty one.
         """
         if not (self.lookup_dn and self.lookup_dn_search_user):
-            return True
-        state = await user.get_auth_state() or {}
+            return None, ""
+        state = await user.get_auth_state()
+        name = (state or {}).get("ldap_name") or user.name
+        gone = {"name": user.name, "groups": [], "admin": self._is_admin([], user.name), "auth_state": state}
         try:
-            model = await self._in_thread(self._look_up_again, state.get("ldap_name") or user.name)
-            if model and self.normalize_username(model["name"]) == user.name:
-                await self.check_allowed(user.name, model)
-                return model
+            async with asyncio.timeout(self.refresh_timeout):
+                model = await self._in_thread(self._look_up_again, name)
+        except TimeoutError:
+            self.log.error("The directory did not say in time which groups %r is in", user.name)
+            return None, ""
         except web.HTTPError as error:
-            if error.status_code == 503:
-                # A directory that is down ends nobody's session.
-                return True
-        self.log.warning("%r is gone from the directory or from the allowed groups", user.name)
-        return False
+            # A directory that is down ends nobody's session, and keeps nobody's server from starting.
+            return (None, "") if error.status_code == 503 else (gone, error.log_message)
+        if model is None or self.normalize_username(model["name"]) != user.name:
+            return gone, NO_LONGER_ALLOWED
+        model["name"] = user.name
+        return model, "" if await self._is_allowed(user.name, model) else NO_LONGER_ALLOWED
 
     # --- The directory, asked in a thread ----------------------------------------------------
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run a blocking function beside the hub's loop, and turn the directory's troubles into sentences."""
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+            return await loop.run_in_executor(self._executor, self._with_failover, function, *args)
         except DirectoryUnreachableError as error:
             self.log.error("The directory does not answer: %s", error)
             raise web.HTTPError(503, UNREACHABLE) from error
@@ -293,8 +443,19 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             self.log.error("The directory cannot be asked: %s", error)
             raise web.HTTPError(503, BROKEN) from error
         except UnusableEntryError as error:
-            self.log.error("Login refused: %s", error)
+            self.log.error("An entry cannot be used: %s", error)
             raise web.HTTPError(403, UNUSABLE) from error
+
+    def _with_failover(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a function that asks the directory; again, on another server, when one fails halfway.
+
+        Raises:
+            DirectoryUnreachableError: When no server gets to the end of it.
+        """
+        for _ in range(len(self._addresses) - 1):
+            with suppress(ServerFailedError):
+                return function(*args)
+        return function(*args)
 
     def _log_in(self, login: str, password: str) -> dict[str, Any] | None:
         """Prove the password and read who that is; None when it proves nothing."""
@@ -341,11 +502,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         person = self._read_person(connection, dn, login)
         if person is None:
             return None
-        groups = [
-            group
-            for group, group_dn in self.role_groups.items()
-            if self._is_member(connection, group_dn, person)
-        ]
+        groups = self._groups_of(connection, person)
         state: dict[str, Any] = {
             "ldap_name": person.name,
             "ldap_groups": [self.role_groups[group] for group in groups],
@@ -354,10 +511,14 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             state["uid"] = person.uid
         if person.gid is not None:
             state["gid"] = person.gid
-        admin = None
-        if self.admin_group:
-            admin = self.admin_group in groups or self.normalize_username(person.name) in self.admin_users
+        admin = self._is_admin(groups, self.normalize_username(person.name))
         return {"name": person.name, "groups": groups, "admin": admin, "auth_state": state}
+
+    def _is_admin(self, groups: list[str], username: str) -> bool | None:
+        """Tell whether a user administers the hub; None when the directory does not say."""
+        if not self.admin_group:
+            return None
+        return self.admin_group in groups or username in self.admin_users
 
     def _find(self, connection: ldap3.Connection, login: str) -> str | None:
         """Return the DN of the one entry with a login name; None when there is none, or no definite one."""
@@ -411,14 +572,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             attribute, value, _ = parse_dn(dn, escape=False, strip=True)[0]
         except (LDAPInvalidDnError, IndexError):
             return "", ""
-        # RFC 4514: a backslash stands before a special character, or before the two digits of a byte.
-        plain = re.sub(
-            rb"\\(?:([0-9A-Fa-f]{2})|(.))",
-            lambda found: bytes([int(found[1], 16)]) if found[1] else found[2],
-            value.encode(),
-            flags=re.DOTALL,
-        )
-        return attribute.lower(), plain.decode(errors="replace")
+        return attribute.lower(), unescaped(value)
 
     @staticmethod
     def _number(dn: str, attributes: dict[str, list[str]], name: str) -> int | None:
@@ -436,15 +590,42 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             raise UnusableEntryError(f"{dn} has {name} {values}")
         return number
 
-    def _is_member(self, connection: ldap3.Connection, group_dn: str, person: Person) -> bool:
-        """Tell whether a person is in an LDAP group."""
-        search_filter = self.group_search_filter.format(
+    def _groups_of(self, connection: ldap3.Connection, person: Person) -> list[str]:
+        """Return the hub groups of a person."""
+        if self.membership == "memberof":
+            found = {comparable(dn) for dn in self._all_values(connection, person.dn, "memberOf")}
+            return [group for group, dn in self.role_groups.items() if comparable(dn) in found]
+        template = NESTED_FILTER if self.membership == "ad-nested" else self.group_search_filter
+        search_filter = template.format(
             userdn=escape_filter_chars(person.dn), uid=escape_filter_chars(person.name)
         )
+        return [
+            group for group, dn in self.role_groups.items() if self._matches(connection, dn, search_filter)
+        ]
+
+    def _matches(self, connection: ldap3.Connection, group_dn: str, search_filter: str) -> bool:
+        """Tell whether a filter is true of an LDAP group."""
         found = self._search(connection, group_dn, ldap3.BASE, search_filter)
         if connection.result["result"] == results.RESULT_NO_SUCH_OBJECT:
             self.log.error("role_groups names %s, which is not in the directory or may not be read", group_dn)
         return bool(found)
+
+    def _all_values(self, connection: ldap3.Connection, dn: str, attribute: str) -> list[str]:
+        """Return all values of an attribute, however many the server gives at once.
+
+        Active Directory gives 1500 and says so in the attribute's name, `memberOf;range=0-1499`; the last
+        come as `memberOf;range=1500-*` (MS-ADTS 3.1.1.3.1.3.3). ldap3 could ask for them itself, but would
+        take an error halfway for the end.
+        """
+        wanted, values = attribute, []
+        while wanted:
+            found = self._search(connection, dn, ldap3.BASE, "(objectClass=*)", [wanted])
+            wanted = ""
+            for name, some in next(iter(found.values()), {}).items():
+                values += some
+                if last := re.fullmatch(r".*;range=\d+-(\d+)", name):
+                    wanted = f"{attribute};range={int(last[1]) + 1}-*"
+        return values
 
     # --- Connections -------------------------------------------------------------------------
 
@@ -478,6 +659,9 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
     def get_connection(self, userdn: str | None, password: str | None) -> ldap3.Connection | None:
         """Bind to the first server that answers.
 
+        A referral (RFC 4511, 4.2.2) asks to try another server, which here is the next one of ours and never
+        the one it names. When all refer elsewhere, nobody here knows the DN.
+
         Args:
             userdn: DN to bind as, None for an anonymous bind.
             password: Its password.
@@ -489,36 +673,48 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             DirectoryUnreachableError: When no server answers.
             DirectoryBrokenError: When a server answers, and will not let anybody in this way.
         """
-        problems = []
-        # The sort is stable: the one that answered last time comes first, the others stay in their order.
-        addresses = sorted(
-            self.server_addresses or [self.server_address], key=lambda name: name != self._first_server
-        )
-        for address in addresses:
+        problems: list[str] = []
+        codes: set[int] = set()
+        for address in self._addresses:
             try:
                 connection = self._open(address, userdn, password)
                 connection.bind()
             except (LDAPException, OSError) as error:
-                problems.append(f"{address}: {error}")
-                self.log.warning("The LDAP server %s is no use: %s", address, error)
+                problems.append(self._note_failure(address, str(error)))
                 continue
             code = connection.result["result"]
             if code == results.RESULT_SUCCESS:
-                self._first_server = address
+                # For the search that finds out that this server is no use.
+                connection.campus_address = address
                 return connection
             with suppress(LDAPException, OSError):
                 connection.unbind()
-            if code in (results.RESULT_BUSY, results.RESULT_UNAVAILABLE):
-                problems.append(f"{address}: {connection.result['description']}")
-                continue
-            self._first_server = address
+            answer = f"{connection.result['description']} {connection.result['message']}"
             if code in REFUSED_BINDS:
-                self.log.debug("%s refuses %s: %s", address, userdn, connection.result["description"])
+                self.log.debug("%s refuses %s: %s", address, userdn, answer)
                 return None
-            raise DirectoryBrokenError(
-                f"{address} answers {connection.result['description']} {connection.result['message']}"
-            )
+            problems.append(self._note_failure(address, answer))
+            codes.add(code)
+        if results.RESULT_REFERRAL in codes:
+            return None
+        if codes - UNAVAILABLE:
+            raise DirectoryBrokenError("; ".join(problems))
         raise DirectoryUnreachableError("; ".join(problems))
+
+    @property
+    def _addresses(self) -> list[str]:
+        """The servers in the order in which they are asked: who failed last comes last."""
+        # The sort is stable: those that never failed stay in the inventory's order.
+        return sorted(
+            self.server_addresses or [self.server_address],
+            key=lambda address: self._failures.get(address, 0.0),
+        )
+
+    def _note_failure(self, address: str, reason: str) -> str:
+        """Put a server behind the others, and return what there is to say about it."""
+        self._failures[address] = time.monotonic()
+        self.log.warning("The LDAP server %s is no use: %s", address, reason)
+        return f"{address}: {reason}"
 
     def _open(self, address: str, userdn: str | None, password: str | None) -> ldap3.Connection:
         """Connect to one server, up to the point where TLS is verified and a password may be sent."""
@@ -539,6 +735,9 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             receive_timeout=self.answer_timeout,
             # A referral would send the password to a server that nobody configured.
             auto_referrals=False,
+            # See _all_values. With empty attributes ldap3 cannot read what it asks for by range.
+            auto_range=False,
+            return_empty_attributes=False,
             check_names=False,
             read_only=True,
         )
@@ -566,8 +765,8 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             return host.strip("[]"), int(port)
         return address.strip("[]"), 0
 
-    @staticmethod
     def _search(
+        self,
         connection: ldap3.Connection,
         base: str,
         scope: str,
@@ -576,24 +775,32 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
     ) -> dict[str, dict[str, list[str]]]:
         """Search, and return the entries' attributes by DN, with attribute names in lower case.
 
+        Nothing here needs paged results (RFC 2696): an entry is asked for by its DN, or by a name that two of
+        them must not have, and whether somebody is among a group's members is compared by the server.
+
+        References to other servers among the entries (RFC 4511, 4.5.3), as Active Directory gives them for a
+        whole domain, are left out, and what is elsewhere altogether (result code 10) is not found.
+
         Raises:
-            DirectoryUnreachableError: When the connection breaks.
+            ServerFailedError: When the server does not answer, or says that it cannot now.
             DirectoryBrokenError: When the server refuses to search.
         """
         try:
             connection.search(base, search_filter, scope, attributes=attributes or [ldap3.NO_ATTRIBUTES])
         except (LDAPException, OSError) as error:
-            raise DirectoryUnreachableError(str(error)) from error
-        code = connection.result["result"]
-        if code in (results.RESULT_BUSY, results.RESULT_UNAVAILABLE, results.RESULT_TIME_LIMIT_EXCEEDED):
-            raise DirectoryUnreachableError(connection.result["description"])
+            raise ServerFailedError(self._note_failure(connection.campus_address, str(error))) from error
+        code, description = connection.result["result"], connection.result["description"]
+        if code in UNAVAILABLE:
+            raise ServerFailedError(self._note_failure(connection.campus_address, description))
+        if code == results.RESULT_REFERRAL:
+            self.log.error("%s is kept by another server: %s", base, connection.result.get("referrals"))
         # Two matches are as good as all of them: a size limit only means that there are several.
-        if code not in (
+        elif code not in (
             results.RESULT_SUCCESS,
             results.RESULT_NO_SUCH_OBJECT,
             results.RESULT_SIZE_LIMIT_EXCEEDED,
         ):
-            raise DirectoryBrokenError(f"a search below {base} gives {connection.result['description']}")
+            raise DirectoryBrokenError(f"a search below {base} gives {description}")
         return {
             entry["dn"]: {
                 name.lower(): [value.decode(errors="replace") for value in values]

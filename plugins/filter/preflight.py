@@ -498,12 +498,18 @@ def ldap_problems(inventory: Inventory) -> Iterator[str]:
                 "hub_ldap_search_user is set without "
                 f"hub_ldap_search_password{where('hub_ldap_search_user')}."
             )
-    elif servers and not templates:
-        yield (
-            "Nobody could log in: set hub_ldap_bind_dn_template, or hub_ldap_lookup_dn with "
-            "hub_ldap_user_search_base"
-            f"{where('hub_ldap_servers')}."
-        )
+    else:
+        if inventory.value("hub_ldap_search_user"):
+            yield (
+                "hub_ldap_search_user is set, but hub_ldap_lookup_dn is off: nothing would be searched with "
+                f"it{where('hub_ldap_search_user')}."
+            )
+        if servers and not templates:
+            yield (
+                "Nobody could log in: set hub_ldap_bind_dn_template, or hub_ldap_lookup_dn with "
+                "hub_ldap_user_search_base"
+                f"{where('hub_ldap_servers')}."
+            )
     ca = inventory.value("hub_ldap_ca", "")
     if ca and "-----BEGIN CERTIFICATE-----" not in str(ca):
         yield (

@@ -35,6 +35,11 @@ SPECS = {
         "hub_ldap_search_user": {"type": "str", "default": ""},
         "hub_ldap_search_password": {"type": "str", "default": ""},
         "hub_ldap_user_search_base": {"type": "str", "default": ""},
+        "hub_ldap_membership": {
+            "type": "str",
+            "choices": ["member", "memberof", "ad-nested"],
+            "default": "member",
+        },
         "hub_identity": {"type": "str", "choices": ["direct", "root"], "default": "direct"},
         "hub_named_servers": {"type": "bool", "default": False},
         "hub_uid": {"type": "int", "default": 991},
@@ -167,6 +172,10 @@ BAD_VARIABLES = {
         {"hub_ldap_tls": "none"},
         "value of hub_ldap_tls must be one of: ldaps, starttls, got: none.",
     ),
+    "unknown membership": (
+        {"hub_ldap_membership": "memberOf"},
+        "value of hub_ldap_membership must be one of: member, memberof, ad-nested, got: memberOf.",
+    ),
     "placeholder": (
         {"hub_ldap_search_password": "CHANGE_ME"},
         "hub_ldap_search_password still is a placeholder: give it a value of your own.",
@@ -227,6 +236,10 @@ BAD_VARIABLES = {
             "hub_ldap_search_user": "cn=hub",
         },
         "hub_ldap_search_user is set without hub_ldap_search_password.",
+    ),
+    "search account without search": (
+        {"hub_ldap_search_user": "cn=hub", "hub_ldap_search_password": "passwordless-not"},
+        "hub_ldap_search_user is set, but hub_ldap_lookup_dn is off: nothing would be searched with it.",
     ),
     "name of a CA file": (
         {"hub_ldap_ca": "/etc/ssl/ca.pem"},
