@@ -1,4 +1,4 @@
-"""What an administrator does after a loss or for a change: edit the inventory if need be, and run site.yml again."""
+"""What an administrator changes, in the inventory or after a loss, and runs site.yml again."""
 
 from __future__ import annotations
 
