@@ -1463,6 +1463,8 @@ class NfsSwarmSpawner(SwarmSpawner):
         Returns:
             An awaitable of no scopes, by which JupyterHub takes those of its role `server`.
         """
+        # the page of pending starts is open by now, and must not tell the start before
+        self._stages = []
         # JupyterHub calls this amid changes of its database. Another request, met while this one waits, would
         # roll them back; so they are kept now, and not when the awaitable's turn comes.
         self.user.db.commit()

@@ -1026,6 +1026,15 @@ async def test_starts_begin_one_by_one(swarm):
     assert seen >= set(range(1, 50))
 
 
+async def test_a_start_that_waits_does_not_tell_the_stages_of_the_last_one(swarm):
+    """The directory may be asked for seconds before anything else happens."""
+    spawner = make()
+    await spawner.start()
+    assert spawner._stages
+    await spawner.server_token_scopes(spawner)
+    assert spawner._stages == []
+
+
 async def test_what_the_hub_has_changed_is_kept_before_the_turn(swarm):
     """In the call itself: the awaitable is a task of its own, and another request may come before it."""
     kept, spawner = [], make()
