@@ -411,7 +411,7 @@ class NfsSwarmSpawner(SwarmSpawner):
     _background: ClassVar = set()  # removals that nobody waits for
     _moved: ClassVar = {}  # when a task was last seen to leave `new`, or to run on a node
     _storage_good = 0.0  # when the account service last said so
-    _under_way: ClassVar = set()  # names of the services that start
+    _under_way: ClassVar = {}  # services that start: name → ID of the node, empty before there is one
     _turnstile = asyncio.Lock()
 
     accounts_url = Unicode(
@@ -1537,11 +1537,11 @@ class NfsSwarmSpawner(SwarmSpawner):
         self.object_id = service[self.object_id_key]
         self.log.info("Created service %s for %s from %s", self.object_name, self._log_name, self.image)
         self.stage(25, "Your home's volume and your server are requested")
-        self._under_way.add(self.object_name)
+        self._under_way[self.object_name] = ""
         try:
             await self.start_object()
         finally:
-            self._under_way.discard(self.object_name)
+            self._under_way.pop(self.object_name, None)
         return await self.get_ip_and_port()
 
     async def create_object(self):
@@ -1559,6 +1559,7 @@ class NfsSwarmSpawner(SwarmSpawner):
             task = await self.get_starting_task()
             if task is None:
                 raise SpawnFailed("Your server was removed while it started.", reason="removed")
+            self._under_way[self.object_name] = task.get("NodeID", "")
             if task_state(task) != state:
                 since, state = time.monotonic(), task_state(task)
                 self.note_move(task)
@@ -1593,6 +1594,20 @@ class NfsSwarmSpawner(SwarmSpawner):
             since: when this start began to wait there.
         """
         return time.monotonic() - max(since, self._moved.get(place, 0)) > self.patience
+
+    def hangs(self, task, since):
+        """Whether a task that mounts and starts seems to hang, and is not only slow.
+
+        A container takes a second or two, a busy node some for each that starts there: it gets half of
+        `patience` more for every one of them.
+
+        Args:
+            task: a task in state `starting`.
+            since: when it came into it.
+        """
+        place = task.get("NodeID", "")
+        together = list(self._under_way.values()).count(place)
+        return self.stands_still(place, since + self.patience / 2 * together)
 
     @staticmethod
     def describe(state, node):
@@ -1631,8 +1646,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         if state in {"preparing", "starting", "running"}:
             # images come from a registry beside it, and a server that reads its home from a dead one hangs
             await self.check_storage()
-        # a container that is only slow, on a busy node, gets somewhat longer
-        if state == "starting" and self.stands_still(task.get("NodeID", ""), since + self.patience / 2):
+        if state == "starting" and (self.home_device or self.nfs_mounts) and self.hangs(task, since):
             raise SpawnFailed(f"Node {node} does not get your directories mounted.", reason="mount")
 
     async def fail(self, task, node):

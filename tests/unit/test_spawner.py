@@ -227,6 +227,7 @@ def swarm(monkeypatch):
     Spawner._nodes, Spawner._silence, Spawner._moved = {}, {}, {}
     Spawner._watch, Spawner._storage_good = None, 0.0
     Spawner._turnstile = asyncio.Lock()
+    Spawner._under_way = {}
     monkeypatch.setattr(module, "REMOVE_AGAIN", [0.01, 0.01])
     yield Spawner._client
     Spawner._client = None
@@ -914,6 +915,22 @@ async def test_a_mount_that_hangs_on_one_node(swarm):
     with pytest.raises(SpawnFailed, match="Node node3 does not get your directories mounted"):
         await make().start()
     assert not swarm.live
+
+
+async def test_a_server_without_mounts_does_not_hang_in_one(swarm):
+    """Such a node is slow, and that passes."""
+    swarm.script = [{"State": "starting"}] * 20 + [{"State": "running"}]
+    await make(patience=0.05, task_poll_interval=0.01, home_device="", home_dir="/tmp").start()  # noqa: S108
+
+
+async def test_a_busy_node_is_not_one_whose_mounts_hang(swarm):
+    """The more start on a node, the longer each of them takes."""
+    swarm.script = [{"State": "starting"}]
+    Spawner._under_way = {f"other-{number}": "nodeid3" for number in range(9)}
+    begun = module.time.monotonic()
+    with pytest.raises(SpawnFailed, match="does not get your directories mounted"):
+        await make(patience=0.1).start()
+    assert module.time.monotonic() - begun > 0.1 + 10 * 0.05
 
 
 @pytest.mark.parametrize(("state", "place"), [("new", "new"), ("starting", "nodeid3")])
