@@ -22,6 +22,13 @@ import docker, json, sys
 client = docker.APIClient()
 client._result(client._post_json(client._url("/services/create"), data=json.load(sys.stdin)))
 """
+# The hub is a child of the init in its container, and what `docker exec` runs there has no parent
+# (proc_pid_stat(5): the second field after the name).
+HUB_PID = """
+import pathlib
+stats = {path.parent.name: path.read_text() for path in pathlib.Path("/proc").glob("[0-9]*/stat")}
+print(min(int(pid) for pid, stat in stats.items() if stat.rpartition(")")[2].split()[1] == "1"))
+"""
 
 
 class Lab:
@@ -89,7 +96,7 @@ class Lab:
         settings = {
             "hub": "http://127.0.0.1:8081/hub",
             "token": token,
-            "pid": 1,
+            "pid": int(node.run("docker", "exec", container, "python3", "-c", HUB_PID)),
             "docker": "http://docker-api:2375",
         }
         script = Driver.script("python3", settings)
