@@ -69,6 +69,8 @@ ASK_AGAIN = 2  # seconds between two questions to a node whether it is there
 OLD_NEWS = 60  # seconds after which the swarm itself knows of a lost node, or of one that is back
 REASON_FIRST = 2  # seconds for which a failed start's removal may hold up the reason
 REMOVE_AGAIN = [2, 4, 8, 16, 30, 60, 120, 240]  # seconds between attempts to remove what a failed start left
+STORAGE_DOUBT = 4  # seconds of bad answers only, until the storage counts as gone
+OLD_DOUBT = 10  # seconds after which a bad answer says nothing about the next one
 SETTLE_MAX = 60  # seconds for which an answer of the account service may hold up a start
 WAS_LOST = 8  # seconds after which a request that got no answer is no more carried out by Docker
 CONNECT = 2  # seconds for a connection to Docker over the network: a lost manager does not refuse one
@@ -411,6 +413,8 @@ class NfsSwarmSpawner(SwarmSpawner):
     _background: ClassVar = set()  # removals that nobody waits for
     _moved: ClassVar = {}  # when a task was last seen to leave `new`, or to run on a node
     _storage_good = 0.0  # when the account service last said so
+    _storage_bad = (0.0, 0.0)  # since when it has not, and when it was last asked in vain
+    _storage_asked = None  # the question that is under way
     _under_way: ClassVar = {}  # services that start: name → ID of the node, empty before there is one
     _turnstile = asyncio.Lock()
 
@@ -1153,13 +1157,35 @@ class NfsSwarmSpawner(SwarmSpawner):
     async def check_storage(self):
         """Ask whether the storage is there; a mount of one that is not may hang without a word.
 
+        Starts that wait ask together, and one bad answer is none: in a rush it may only have come too late.
+
+        Returns:
+            Whether it is. In doubt it is not.
+
         Raises:
-            SpawnFailed: it is not.
+            SpawnFailed: it is not, and has not been for `STORAGE_DOUBT`.
         """
         cls = self.__class__
-        if time.monotonic() - cls._storage_good > ASK_AGAIN:
+        if cls._storage_asked is None or cls._storage_asked.done():
+            if time.monotonic() - cls._storage_good <= ASK_AGAIN:
+                return True
+            cls._storage_asked = asyncio.ensure_future(self._ask_storage())
+        failure = await asyncio.shield(cls._storage_asked)
+        if failure and time.monotonic() - cls._storage_bad[0] > STORAGE_DOUBT:
+            raise failure
+        return not failure
+
+    async def _ask_storage(self):
+        """The reason why the storage is not there, None if it is."""
+        cls, asked = self.__class__, time.monotonic()
+        try:
             await self.fetch_accounts("GET", "/healthz")
-            cls._storage_good = time.monotonic()
+        except SpawnFailed as failure:
+            since, last = cls._storage_bad
+            cls._storage_bad = (asked if asked - last > OLD_DOUBT else since, time.monotonic())
+            return failure
+        cls._storage_good, cls._storage_bad = time.monotonic(), (0.0, 0.0)
+        return None
 
     # -- service spec --
 
@@ -1643,10 +1669,10 @@ class NfsSwarmSpawner(SwarmSpawner):
                 reason="network",
                 detail="task is in state new: address pool empty?",
             )
-        if state in {"preparing", "starting", "running"}:
-            # images come from a registry beside it, and a server that reads its home from a dead one hangs
-            await self.check_storage()
-        if state == "starting" and (self.home_device or self.nfs_mounts) and self.hangs(task, since):
+        # images come from a registry beside it, and a server that reads its home from a dead one hangs
+        good = state in {"preparing", "starting", "running"} and await self.check_storage()
+        mounts = self.home_device or self.nfs_mounts
+        if good and mounts and state == "starting" and self.hangs(task, since):
             raise SpawnFailed(f"Node {node} does not get your directories mounted.", reason="mount")
 
     async def fail(self, task, node):

@@ -228,6 +228,8 @@ def swarm(monkeypatch):
     Spawner._watch, Spawner._storage_good = None, 0.0
     Spawner._turnstile = asyncio.Lock()
     Spawner._under_way = {}
+    Spawner._storage_bad, Spawner._storage_asked = (0.0, 0.0), None
+    monkeypatch.setattr(module, "STORAGE_DOUBT", 0.05)
     monkeypatch.setattr(module, "REMOVE_AGAIN", [0.01, 0.01])
     yield Spawner._client
     Spawner._client = None
@@ -907,6 +909,41 @@ async def test_storage_is_lost_during_the_start(swarm, state):
     spawner.fetch_accounts = fetch
     with pytest.raises(SpawnFailed, match="storage is not available"):
         await spawner.start()
+
+
+async def test_a_late_answer_of_the_storage_is_no_outage(swarm, monkeypatch):
+    """Many starts ask once, and one bad answer between good ones ends none of them."""
+    monkeypatch.setattr(module, "STORAGE_DOUBT", 60)
+    monkeypatch.setattr(module, "ASK_AGAIN", 0)
+    spawners, asked = [make(name=f"user{number}") for number in range(20)], []
+
+    async def fetch(method, path, body=None):
+        asked.append(path)
+        await asyncio.sleep(0.01)
+        if len(asked) == 2:
+            raise SpawnFailed(NO_STORAGE, reason="storage")
+
+    for spawner in spawners:
+        spawner.fetch_accounts = fetch
+    for good in (True, False, True):
+        answers = await asyncio.gather(*(spawner.check_storage() for spawner in spawners))
+        assert answers == [good] * len(spawners)
+    assert asked == ["/healthz"] * 3
+    assert Spawner._storage_bad == (0.0, 0.0)
+
+
+async def test_an_outage_of_long_ago_says_nothing_about_this_one(swarm, monkeypatch):
+    """The doubt begins anew."""
+    monkeypatch.setattr(module, "STORAGE_DOUBT", 60)
+    now = module.time.monotonic()
+    Spawner._storage_bad = (now - 3600, now - 3500)
+    spawner = make()
+
+    async def fetch(method, path, body=None):
+        raise SpawnFailed(NO_STORAGE, reason="storage")
+
+    spawner.fetch_accounts = fetch
+    assert not await spawner.check_storage()
 
 
 async def test_a_mount_that_hangs_on_one_node(swarm):
