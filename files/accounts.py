@@ -155,6 +155,59 @@ def unavailable(what: str, error: OSError) -> RefusedError:
 
 
 @dataclass(frozen=True)
+class Course:
+    """A course, as far as the storage is concerned."""
+
+    name: str
+    shared: bool = False
+    nbgrader: bool = False
+
+    @property
+    def students(self) -> str:
+        """Group of the students."""
+        return f"nbgrader-{self.name}"
+
+    @property
+    def graders(self) -> str:
+        """Group of the graders."""
+        return f"formgrade-{self.name}"
+
+    @property
+    def members(self) -> str:
+        """Group of both."""
+        return f"course-{self.name}"
+
+    def directories(self) -> list[tuple[str, str, int]]:
+        """Lists the directories of the course: path below the exports, group, mode; parents first.
+
+        Nodes mount as nobody in particular, so what is mounted has to lie in directories that all may enter.
+        A file has one group: where graders write and students read, the students are the others, kept apart
+        from everybody else by the directory above.
+        """
+        places = [
+            (f"courses/{self.name}", self.graders, 0o751),
+            (f"courses/{self.name}/material", self.members, 0o2770),
+        ]
+        if self.shared:
+            places.append((f"courses/{self.name}/shared", self.members, 0o2770))
+        if self.nbgrader:
+            places += [
+                (f"courses/{self.name}/grading", self.graders, 0o2770),
+                (f"exchange/{self.name}", self.members, 0o750),
+                (f"exchange/{self.name}/outbound", self.graders, 0o2775),
+                # Of boxes, one for each student. Nobody but graders can list them.
+                (f"exchange/{self.name}/inbound", self.graders, 0o751),
+                # Of files with names that only the submission's author can know.
+                (f"exchange/{self.name}/feedback", self.graders, 0o2771),
+            ]
+        return places
+
+    def box(self, account: str) -> str:
+        """Path of the directory in which a student hands in, below the exports."""
+        return f"exchange/{self.name}/inbound/{account}"
+
+
+@dataclass(frozen=True)
 class Settings:
     """What the service is told: each field is an option ``--some-field`` and ``ACCOUNTS_SOME_FIELD``."""
 
@@ -187,6 +240,14 @@ class Settings:
     uid_max: int = field(default=999999, metadata={"help": "last UID that is given out"})
     gid_min: int = field(default=20001, metadata={"help": "first GID of role and course groups"})
     gid_max: int = field(default=59999, metadata={"help": "last GID of role and course groups"})
+    courses: str = field(
+        default="[]",
+        metadata={"help": "courses as JSON: a list of {name, shared, nbgrader}"},
+    )
+    exports_dir: str = field(
+        default="/exports",
+        metadata={"help": "directory of the exports courses and exchange, as mounted here"},
+    )
     group_expiration: int = field(
         default=0, metadata={"help": "seconds for which the NFS server remembers a user's former groups"}
     )
@@ -209,6 +270,19 @@ class Settings:
             raise ValueError("the ranges of UIDs and GIDs overlap, but a private group has its user's UID")
         if self.nfs_address and not re.fullmatch(r"/.+|.+:\d+", self.nfs_address):
             raise ValueError(f"nfs_address is {self.nfs_address!r}, but must be HOST:PORT or a socket's path")
+        try:
+            names = [course.name for course in self.all_courses]
+        except TypeError as error:
+            raise ValueError(
+                f"courses is {self.courses!r}, but must be a list of courses: {error}"
+            ) from error
+        if not all(re.fullmatch(r"[a-z][a-z0-9_-]*", name) for name in names):
+            raise ValueError(f"courses is {self.courses!r}, with a name that cannot be a directory's")
+
+    @property
+    def all_courses(self) -> list[Course]:
+        """What courses says."""
+        return [Course(**course) for course in json.loads(self.courses)]
 
     @property
     def roles(self) -> list[str]:
@@ -512,6 +586,7 @@ class Store:
         self.group = Path(settings.state_dir, "group")
         self._lock_file = Path(settings.state_dir, ".lock")
         self._roles = settings.roles
+        self._courses = settings.all_courses
         self._index = Index(settings)
         self._seen: object = None
         self._reserved = set(RESERVED)
@@ -519,6 +594,10 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 lines = Path(path).read_text(encoding="utf-8").splitlines()
                 self._reserved.update(line.split(":", 1)[0] for line in lines)
+
+    @property
+    def _course_groups(self) -> list[str]:
+        return [name for one in self._courses for name in (one.students, one.graders, one.members)]
 
     # -- reading
 
@@ -630,28 +709,57 @@ class Store:
     def make_home(self, homes: int, account: Account) -> None:
         """Makes a home unless it is there.
 
-        It gets its name only when its owner and mode are right, so that a crash leaves no half-made one. No
-        account's name starts with a dot.
-
         Raises:
             RefusedError: it cannot be made, or the name is taken by something else.
         """
         if self.has_home(homes, account):
             return
-        unfinished = f".{account.account}.new"
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(unfinished, dir_fd=homes)
-            os.mkdir(unfinished, 0o700, dir_fd=homes)
-            descriptor = os.open(unfinished, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=homes)
-            try:
-                os.fchmod(descriptor, 0o700)
-                os.fchown(descriptor, account.uid, account.gid)
-            finally:
-                os.close(descriptor)
-            os.rename(unfinished, account.account, src_dir_fd=homes, dst_dir_fd=homes)
+            make_directory(homes, account.account, account.uid, account.gid, 0o700)
         except OSError as error:
             raise unavailable(f"The home {account.home} cannot be made", error) from error
+
+    # -- courses
+
+    def make_courses(self) -> None:
+        """Makes the courses' directories that are missing; those that are there are the administrator's.
+
+        Raises:
+            RefusedError: one cannot be made.
+        """
+        index = self.index()
+        for course in self._courses:
+            for path, group, mode in course.directories():
+                self._make_place(path, 0, index.groups[group].gid, mode)
+
+    def make_boxes(self, index: Index, account: Account) -> None:
+        """Makes the boxes of a student, one in each of his courses.
+
+        What lies in one is the student's, and the graders' by its group.
+        """
+        mine = index.groups_of(account)
+        for course in self._courses:
+            if not (course.nbgrader and course.students in mine):
+                continue
+            gid = index.groups[course.graders].gid
+            try:
+                self._make_place(course.box(account.account), account.uid, gid, 0o2770)
+            except RefusedError as refused:
+                # Without a box nobody hands in; a start for anything else goes on.
+                log.warning("%s in the course %s: %s", account.account, course.name, refused.reason)
+
+    def _make_place(self, path: str, uid: int, gid: int, mode: int) -> None:
+        parent, name = os.path.split(path)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(Path(self.settings.exports_dir, parent), flags)
+            try:
+                if not exists(descriptor, name):
+                    make_directory(descriptor, name, uid, gid, mode)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise unavailable(f"The directory /{path} cannot be made", error) from error
 
     # -- writing
 
@@ -702,7 +810,7 @@ class Store:
         with self.homes() as homes:
             # From here on the index is ahead of the disk: it is only kept if all goes well.
             self._seen = None
-            for name in self._roles:
+            for name in (*self._roles, *self._course_groups):
                 self._group(index, changes, name)
             for request in requests:
                 try:
@@ -722,6 +830,7 @@ class Store:
                 if not isinstance(result, RefusedError):
                     try:
                         self.make_home(homes, result[0])
+                        self.make_boxes(index, result[0])
                     except RefusedError as refused:
                         results[position] = refused
         return results
@@ -875,6 +984,45 @@ class Store:
         replace_file(self.passwd, "".join(moved.line() if line.startswith(name) else line for line in lines))
 
 
+def exists(directory: int, name: str) -> bool:
+    """Tells whether there is something of a name in an open directory."""
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def make_directory(parent: int, name: str, uid: int, gid: int, mode: int) -> None:
+    """Makes a directory that gets its name only when its owner and mode are right.
+
+    So a crash leaves no half-made one. The unfinished one has a name that starts with a dot, as no account's
+    and no course's does.
+
+    Args:
+        parent: File descriptor of the directory in which to make it.
+        name: Its name.
+        uid: Its owner.
+        gid: Its group.
+        mode: Its mode.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    unfinished = f".{name}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(unfinished, dir_fd=parent)
+    os.mkdir(unfinished, 0o700, dir_fd=parent)
+    descriptor = os.open(unfinished, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    try:
+        os.fchown(descriptor, uid, gid)
+        # Last: for the setgid bit of a group that is not this process's it takes CAP_FSETID.
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+    os.rename(unfinished, name, src_dir_fd=parent, dst_dir_fd=parent)
+
+
 def replace_file(path: Path, content: str) -> None:
     """Replaces a file; readers, and whoever comes after a crash, see the old or the new one.
 
@@ -989,6 +1137,8 @@ class NfsProbe:
 class Service:
     """The HTTP service."""
 
+    # Seconds between two attempts at the courses' directories.
+    RETRY = 10
     # How long a request waits for others to be written with it: much less than an fsync.
     GATHER = 0.002
 
@@ -1022,7 +1172,29 @@ class Service:
         app.router.add_put("/accounts/{username}", self.put)
         app.router.add_get("/healthz", self.health)
         app.router.add_get("/metrics", self.metrics)
+        app.cleanup_ctx.append(self._courses_made)
         return app
+
+    async def _courses_made(self, _app: web.Application) -> AsyncIterator[None]:
+        """Makes the courses' directories beside everything else."""
+        making = asyncio.create_task(self._make_courses())
+        yield
+        making.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await making
+
+    async def _make_courses(self) -> None:
+        """Makes them as soon as the storage is there."""
+        while True:
+            try:
+                async with self.store.lock():
+                    # Nobody's request, but the groups are written.
+                    self.store.write([])
+                self.store.make_courses()
+                return
+            except RefusedError as refused:
+                log.warning("the courses' directories have to wait: %s", refused.reason)
+                await asyncio.sleep(self.RETRY)
 
     @web.middleware
     async def _answer(
@@ -1092,6 +1264,7 @@ class Service:
         if account is not None:
             with self.store.homes() as homes:
                 self.store.make_home(homes, account)
+            self.store.make_boxes(index, account)
         else:
             known = index.by_username.get(wanted.username)
             before = known and index.groups_of(known)

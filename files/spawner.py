@@ -924,6 +924,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         """Take the hub's arguments as they are."""
         super().__init__(**kwargs)
         self.account = {}
+        self._site_image = self.image  # a start may have another, and the next one is not to inherit it
         self._starting = False
         self._given_up = False  # the last start did: nothing runs, whatever is still to be removed
         self._creating = None  # the call that makes the service, which outlives a cancelled start
@@ -1014,6 +1015,11 @@ class NfsSwarmSpawner(SwarmSpawner):
         """Names of the user's hub groups."""
         return sorted(group.name for group in self.user.groups)
 
+    @property
+    def storage_group_names(self):
+        """Names of the user's groups on the storage."""
+        return [name for name in self.group_names if any(fnmatchcase(name, p) for p in self.storage_groups)]
+
     async def get_directory_ids(self):
         """UID and GID of the directory, as far as they are wanted and there.
 
@@ -1056,8 +1062,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         if await self.directory_unknown():
             # an account made now might have another number than the directory's
             return self.check_account(await self.fetch_accounts("GET", path))
-        groups = [name for name in self.group_names if any(fnmatchcase(name, p) for p in self.storage_groups)]
-        body = {"groups": groups, **await self.get_directory_ids()}
+        body = {"groups": self.storage_group_names, **await self.get_directory_ids()}
         return self.check_account(await self.fetch_accounts("PUT", path, body))
 
     async def fetch_accounts(self, method, path, body=None):
@@ -1417,9 +1422,9 @@ class NfsSwarmSpawner(SwarmSpawner):
         return {**spec, **self.extra_create_kwargs}
 
     def choose_image(self):
-        """The image of the user's first role that has one, else the default."""
+        """The image of the user's first role that has one, else the site's."""
         groups = set(self.group_names)
-        return next((image for role, image in self.role_images.items() if role in groups), self.image)
+        return next((image for role, image in self.role_images.items() if role in groups), self._site_image)
 
     # -- state --
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from ansible.template import Templar, trust_as_template
 from authenticator import CampusLDAPAuthenticator
+from courses import CourseSpawner
 from inventory import ROOT, Inventory
 from jupyterhub.app import JupyterHub
 from jupyterhub.auth import Authenticator
@@ -127,7 +128,7 @@ def trusted(value: Any) -> Any:
 
 def fill(directory: Path) -> Path:
     """Make stand-ins for the generated secrets, so that a missing one is an error here."""
-    for name in ("accounts_token", "crypt_key", "database_password", "proxy_token"):
+    for name in ("accounts_token", "crypt_key", "database_password", "gradebook_key", "proxy_token"):
         (directory / name).write_text(f"{name}-content")
     for name in ("ca", "edge", "registry", "registry-client", "directory"):
         for kind in ("crt", "key"):
@@ -265,7 +266,14 @@ def test_an_inventory_gives_the_same_files_in_every_run(certificates: Path) -> N
 HUB_CLASSES = {
     one.__name__: one
     for one in (
-        *(Application, Authenticator, CampusLDAPAuthenticator, ConfigurableHTTPProxy, CryptKeeper),
+        *(
+            Application,
+            Authenticator,
+            CampusLDAPAuthenticator,
+            ConfigurableHTTPProxy,
+            CourseSpawner,
+            CryptKeeper,
+        ),
         *(JupyterHub, LDAPAuthenticator, NfsSwarmSpawner, Spawner),
     )
 }
@@ -297,9 +305,10 @@ def test_every_setting_of_the_hub_is_one(config: Config) -> None:
 
 def test_the_spawner_takes_its_settings(config: Config) -> None:
     """Each value is of its trait's type, and the rules between them hold."""
-    spawner = NfsSwarmSpawner(config=config)
-    for trait, value in config.NfsSwarmSpawner.items():
-        assert getattr(spawner, trait) == value
+    spawner = CourseSpawner(config=config)
+    for section in ("NfsSwarmSpawner", "CourseSpawner"):
+        for trait, value in config[section].items():
+            assert getattr(spawner, trait) == value
 
 
 def test_the_authenticator_takes_its_settings(config: Config) -> None:

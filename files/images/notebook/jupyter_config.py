@@ -17,3 +17,22 @@ c.NotebookNotary.db_file = str(directory / "nbsignatures.db")
 # Of extensions that a site may add: jupyter-server-fileid, and the documents of jupyter-collaboration.
 c.BaseFileIdManager.db_path = str(directory / "file_id_manager.db")
 c.SQLiteYStore.db_path = str(directory / "jupyter_ystore.db")
+
+# A course's own choice of kernels (files/courses.py), by the names of their kernelspecs.
+KERNELSPECS = {
+    "python": "python3",
+    "r": "ir",
+    "octave": "octave",
+    "bash": "bash",
+    "javascript": "deno",
+    "java": "java",
+}
+kernels = [name for name in os.environ.get("CAMPUS_KERNELS", "").split(",") if name]
+if kernels:
+    c.KernelSpecManager.allowed_kernelspecs = {KERNELSPECS.get(name, name) for name in kernels}
+    # It is in every image, and would be offered whatever the list says.
+    c.KernelSpecManager.ensure_native_kernel = "python" in kernels
+
+# nbgrader's formgrader is a page in a frame of JupyterLab, which JupyterHub's own policy forbids.
+if os.environ.get("CAMPUS_COURSE_ROLE") == "grader":
+    c.ServerApp.tornado_settings = {"headers": {"Content-Security-Policy": "frame-ancestors 'self'"}}

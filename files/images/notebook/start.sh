@@ -15,6 +15,7 @@
 #   NB_UMASK   default 007: what is shared is shared by setgid folders, and with nobody else
 #   NB_MAIL_DOMAIN  default localhost: EMAIL, if nobody set it, is NB_USER@NB_MAIL_DOMAIN; git commits under it until
 #              the user says otherwise (git-config(1), user.email)
+#   CAMPUS_COURSE  the course whose directories are mounted below /srv/courses; ~/courses becomes a link to them
 #   HOME       default /home/NB_USER
 #   NBBUILD_GID  the image's own: GID of the group that may write its environment
 set -eu
@@ -75,6 +76,16 @@ name_account() {
     echo "$NB_USER:x:$(id -u):$(id -g):$NB_USER:$HOME:/bin/bash" >>"$extrausers/passwd"
 }
 
+# A link rather than a mount in the home: Docker would make the mount's directory there as root, whom the storage does not know.
+# What the user has under that name stays.
+link_courses() {
+  if [ -n "${CAMPUS_COURSE:-}" ]; then
+    [ -e "$HOME/courses" ] || ln -sfn /srv/courses "$HOME/courses" || echo "start.sh: no link ~/courses" >&2
+  elif [ "$(readlink "$HOME/courses" 2>/dev/null)" = /srv/courses ]; then
+    rm -f "$HOME/courses"
+  fi
+}
+
 [ "$(id -u)" -ne 0 ] || become_user "$@"
 
 umask "${NB_UMASK:-007}"
@@ -88,6 +99,7 @@ esac
 # Never anywhere else than where the site said: what is saved in a container is lost with it.
 cd "$HOME" 2>/dev/null || fail "the home directory $HOME cannot be entered by $(id -u):$(id -g)."
 name_account
+link_courses
 export HOME USER="$NB_USER" LOGNAME="$NB_USER" SHELL=/bin/bash EMAIL="${EMAIL:-$NB_USER@${NB_MAIL_DOMAIN:-localhost}}"
 # What follows may be another image's start script, which compares these with the truth.
 NB_UID=$(id -u) NB_GID=$(id -g)

@@ -1,0 +1,8 @@
+"""Settings of nbgrader in the notebook images (/etc/jupyter): the course is the server's, as the hub says."""
+
+import sys
+
+sys.path.insert(0, "/opt/campus")
+import campus_nbgrader  # noqa: E402 - found there
+
+campus_nbgrader.configure(get_config())  # noqa: F821 - given by traitlets
