@@ -1,4 +1,4 @@
-"""Courses: a server belongs to one of its user's courses, and gets image, limits, folders and grading from it.
+"""Courses: a server belongs to one of its user's, and gets image, limits, folders and grading from it.
 
 Who is in a course is said by two hub groups, which have the names that nbgrader gives them ("Using nbgrader
 with JupyterHub" in its documentation): students of `algo1` are in `nbgrader-algo1`, its graders in

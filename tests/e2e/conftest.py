@@ -33,6 +33,7 @@ ORDER = [
     "test_lifecycle",
     "test_identity",
     "test_image",
+    "test_courses",
     "test_starts",
     "test_failures",
     "test_changes",

@@ -212,6 +212,21 @@ class HubUser:
         finally:
             kernel.shutdown()
 
+    def shell(self, command: str, timeout: float = 120) -> str:
+        """Run a command of the shell in the server, and return what it prints, errors included.
+
+        Raises:
+            AssertionError: When it fails.
+        """
+        code = (
+            "import subprocess\n"
+            f"done = subprocess.run({command!r}, shell=True, text=True, stdout=subprocess.PIPE, "
+            "stderr=subprocess.STDOUT)\n"
+            "print(done.stdout)\n"
+            "assert done.returncode == 0, f'exit code {done.returncode}: {done.stdout}'"
+        )
+        return self.run(code, timeout)
+
     def json(self, code: str, timeout: float = 90) -> Any:
         """Run code that prints JSON, and decode it."""
         return json.loads(self.run(code, timeout))

@@ -5,8 +5,8 @@ who guess its name, and belongs to whoever it says it belongs to. Here each stud
 (files/accounts.py makes it), which is the student's and the graders' by its group:
 
 - students see their box as the exchange's `inbound`, and nbgrader's own commands hand in there,
-- collecting looks into all boxes, and takes what is its owner's, and plain files only: a symlink would be read
-  with the rights of the grader,
+- collecting looks into all boxes, and takes what is its owner's, and plain files only: a symlink would be
+  read with the rights of the grader,
 - autograding runs the student's code in a sandbox, without network and without the grader's files.
 
 The hub says in the environment which course a server is for (files/courses.py).
@@ -172,7 +172,7 @@ def refusal(box, submission):
         return f"it belongs to {found.st_uid}, and not to {box.name}"
     for directory, names, files in os.walk(submission):
         for name in (*names, *files):
-            mode = os.lstat(os.path.join(directory, name)).st_mode
+            mode = Path(directory, name).lstat().st_mode
             if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
                 return f"{name!r} in it is neither a file nor a directory"
     return ""
@@ -209,9 +209,9 @@ def copy_plain(source, destination):
         for name in files:
             with suppress(OSError):
                 handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
-                with open(handle, "rb") as content:
+                with os.fdopen(handle, "rb") as content:
                     if stat.S_ISREG(os.fstat(handle).st_mode):
-                        with open(target / name, "xb") as copy:
+                        with (target / name).open("xb") as copy:
                             shutil.copyfileobj(content, copy)
 
 

@@ -3,6 +3,6 @@
 import sys
 
 sys.path.insert(0, "/opt/campus")
-import campus_nbgrader  # noqa: E402 - found there
+import campus_nbgrader
 
 campus_nbgrader.configure(get_config())  # noqa: F821 - given by traitlets

@@ -26,7 +26,7 @@ def refuse(call, *conditions, error=errno.EACCES):
     rules.add_rule(seccomp.ERRNO(error), call, *conditions)
 
 
-# Nobody is called. Kernels talk over Unix sockets; ipykernel listens at the loopback besides, for its children.
+# Nobody is called. Kernels talk over Unix sockets; ipykernel listens at the loopback, too, for its children.
 refuse("connect")
 # As on a system without netlink, which ZeroMQ is prepared for.
 for family in range(socket.AF_INET6):
@@ -45,8 +45,8 @@ for call, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
     refuse(call, seccomp.Arg(flags, seccomp.MASKED_EQ, FASTOPEN, FASTOPEN))
 refuse("io_uring_setup", error=errno.ENOSYS)
 
-# Landlock does not look after modes, owners, times and attributes of the user's other files. A program that copies its own
-# file sets them as well, and does not have to know that they stay as they are.
+# Landlock does not look after modes, owners, times and attributes of the user's other files. A program that
+# copies a file of its own sets them as well, and does not have to know that they stay as they are.
 for call in (
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat"),
     *("utime", "utimes", "futimesat", "utimensat"),

@@ -1,0 +1,334 @@
+"""Courses: who gets which, folders with real rights, and nbgrader's whole round among students who try things."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable, Iterator
+
+import grading
+import pytest
+from cluster import Cluster
+from hub import HubUser, SpawnFailed
+
+Users = Callable[[str], HubUser]
+
+# Code that is handed in as a solution, and tries what student code must not: each line says what came of it.
+ATTACK = """
+import glob, json, os, socket, subprocess
+def double(x):
+    return 2 * x
+def tried(what, attempt):
+    try:
+        print("ATTACK", what, "worked:", repr(attempt())[:200])
+    except BaseException as error:
+        print("ATTACK", what, "failed:", type(error).__name__)
+tried("home", lambda: os.listdir("{home}"))
+tried("submitted", lambda: os.listdir("/srv/courses/algo1/grading/submitted"))
+tried("source", lambda: open("/srv/courses/algo1/grading/source/ps1/ps1.ipynb").read())
+tried("exchange", lambda: os.listdir("/srv/nbgrader/exchange/algo1/inbound"))
+tried("environment", lambda: os.environ["CAMPUS_GRADEBOOK"])
+tried("token", lambda: os.environ["JUPYTERHUB_API_TOKEN"])
+tried("others", lambda: [open(f).read() for f in glob.glob("/proc/[0-9]*/environ") if b"GRADEBOOK" in open(f, "rb").read()][0])
+tried("network", lambda: socket.create_connection(("gradebook", 5432), 3))
+tried("hub", lambda: socket.create_connection(("hub", 8081), 3))
+tried("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+tried("signal", lambda: os.kill(os.getppid(), 0))
+tried("write", lambda: open("/srv/courses/algo1/grading/written", "w"))
+tried("scratch", lambda: open(os.environ["TMPDIR"] + "/own", "w").write("x"))
+"""
+
+
+@pytest.fixture(scope="module")
+def member(user: Users) -> Iterator[Callable[[str, str], HubUser]]:
+    """Members of courses by name and course, with a server for it; all servers are stopped at the end."""
+    known: dict[str, tuple[str, HubUser]] = {}
+
+    def get(name: str, course: str) -> HubUser:
+        at, one = known.get(name, ("", user(name)))
+        if at != course:
+            one.stop()
+            one.spawn({"course": course})
+            known[name] = course, one
+        return one
+
+    yield get
+    for _, one in known.values():
+        one.stop()
+
+
+@pytest.fixture(scope="module")
+def released(member: Callable[[str, str], HubUser]) -> HubUser:
+    """A grader of algo1 who has released the assignment ps1."""
+    gina = member("gina", "algo1")
+    grading.write_assignment(gina, "algo1", "ps1")
+    grading.nbgrader(gina, "algo1", "generate_assignment ps1", "release_assignment ps1")
+    return gina
+
+
+@pytest.fixture(scope="module")
+def handed_in(member: Callable[[str, str], HubUser], released: HubUser) -> list[HubUser]:
+    """Students of algo1 who have handed in, the second with a wrong solution."""
+    students = [member("anna", "algo1"), member("ben", "algo1")]
+    for student, solution in zip(students, (grading.RIGHT, grading.WRONG), strict=True):
+        student.shell("cd && nbgrader fetch_assignment ps1")
+        assert "HIDDEN" not in student.shell("cat ~/ps1/ps1.ipynb")
+        grading.solve(student, "ps1", solution)
+        student.shell("cd && nbgrader submit ps1")
+    return students
+
+
+def environment(one: HubUser) -> dict[str, str]:
+    """The environment of somebody's server."""
+    return one.json("import json, os; print(json.dumps(dict(os.environ)))")
+
+
+# --- the start page ---
+
+
+def test_who_is_in_several_courses_is_asked(user: Users) -> None:
+    """With title, image and resources; not who is in one, and no course that is over is offered."""
+    chris = user("chris")
+    chris.stop()
+    page = chris.get("/hub/spawn").text
+    offered = re.findall(r'name="course"[^>]*value="([^"]*)"', page)
+    assert offered == ["algo1", "db1", ""]
+    text = html.unescape(re.sub(r"<[^>]+>", " ", page))
+    assert "Algorithms <1>" in text
+    assert "Image notebook. Kernels: python. Memory 448M. 1 CPU." in " ".join(text.split())
+
+    chris.session.post(
+        f"{chris.url}/hub/spawn/chris",
+        data={"course": "db1", "_xsrf": chris.session.cookies.get("_xsrf", path="/hub/")},
+        timeout=60,
+    ).raise_for_status()
+    chris.follow_progress()
+    assert environment(chris)["CAMPUS_COURSE"] == "db1"
+    chris.stop()
+
+
+def test_who_is_in_one_course_is_not_asked(user: Users) -> None:
+    """The course has its limits; dora's other course is over."""
+    dora = user("dora")
+    dora.stop()
+    answer = dora.get("/hub/spawn", allow_redirects=False)
+    assert (answer.status_code, "spawn-pending" in answer.headers["Location"]) == (302, True)
+    dora.follow_progress()
+    assert environment(dora)["CAMPUS_COURSE"] == "db1"
+    dora.stop()
+    with pytest.raises(SpawnFailed, match="You are not in this course, or it is closed"):
+        dora.spawn({"course": "past"})
+    with pytest.raises(SpawnFailed, match="You are not in this course, or it is closed"):
+        dora.spawn({"course": "algo1"})
+
+
+def test_administrators_see_who_is_in_which_course(user: Users) -> None:
+    """As groups of the hub, with their members as far as they have logged in."""
+    for name in ("anna", "gus", "chris"):
+        user(name)
+    groups = {group["name"]: group["users"] for group in user("ada").api("GET", "/hub/api/groups").json()}
+    assert {"anna", "chris"} <= set(groups["nbgrader-algo1"])
+    assert "gus" in groups["formgrade-algo1"]
+    assert "gus" in groups["formgrade-db1"]
+
+
+# --- folders ---
+
+
+def test_graders_write_material_and_students_read_it(
+    cluster: Cluster, member: Callable[[str, str], HubUser]
+) -> None:
+    """Files of all members, under their own UIDs, whatever the umask."""
+    gina, anna, ben = (member(name, "algo1") for name in ("gina", "anna", "ben"))
+    gina.shell(
+        "mkdir -p ~/courses/algo1/material/week1 && echo text > ~/courses/algo1/material/week1/notes.txt"
+    )
+    assert anna.shell("cat ~/courses/algo1/material/week1/notes.txt").strip() == "text"
+    with pytest.raises(AssertionError, match="Read-only file system"):
+        anna.shell("echo mine > ~/courses/algo1/material/week1/notes.txt")
+
+    anna.shell("echo ours > ~/courses/algo1/shared/list.txt")
+    ben.shell("echo more >> ~/courses/algo1/shared/list.txt")
+    assert gina.shell("cat ~/courses/algo1/shared/list.txt").split() == ["ours", "more"]
+    _, account = cluster.accounts("GET", "/accounts/anna")
+    file = cluster.storage.stat(f"{cluster.storage_dir}/courses/algo1/shared/list.txt")
+    assert (file["uid"], file["gid"]) == (account["uid"], account["groups"]["course-algo1"])
+
+
+def test_students_of_another_course_see_nothing(
+    cluster: Cluster, member: Callable[[str, str], HubUser], released: HubUser
+) -> None:
+    """Neither in their server, nor on the storage under their UID and groups."""
+    emil = member("emil", "db1")
+    assert emil.shell("ls /srv/courses /srv/nbgrader/exchange").split() == [
+        *("/srv/courses:", "db1"),
+        *("/srv/nbgrader/exchange:", "db1"),
+    ]
+    assert "algo1" not in emil.shell("cd && nbgrader list --course algo1")
+    _, account = cluster.accounts("GET", "/accounts/emil")
+    for path in ("exchange/algo1", "courses/algo1/material", "courses/algo1/grading", "courses/algo1/shared"):
+        assert listed_as(cluster, account, path) is None
+    assert listed_as(cluster, account, "exchange/db1") is not None
+
+
+def listed_as(cluster: Cluster, account: dict, path: str) -> list[str] | None:
+    """What a directory of the storage shows to an account, None if it is closed."""
+    groups = ",".join(str(gid) for gid in account["groups"].values())
+    who = ("setpriv", f"--reuid={account['uid']}", f"--regid={account['gid']}", f"--groups={groups}")
+    script = 'ls -A "$1" 2>/dev/null || echo "(closed)"'
+    out = cluster.storage.run(*who, "sh", "-c", script, "sh", f"{cluster.storage_dir}/{path}").split("\n")
+    return None if "(closed)" in out else [line for line in out if line]
+
+
+# --- nbgrader ---
+
+
+def test_a_submission_is_its_authors_and_the_graders(cluster: Cluster, handed_in: list[HubUser]) -> None:
+    """On the storage: real owners, the graders' group, nothing for others; in the server: no way to another's."""
+    anna, _ben = handed_in
+    _, account = cluster.accounts("GET", "/accounts/anna")
+    _, grader = cluster.accounts("GET", "/accounts/gina")
+    inbound = f"{cluster.storage_dir}/exchange/algo1/inbound"
+    files = cluster.storage.run("find", f"{inbound}/anna", "-printf", "%U %G %m %y\n").splitlines()
+    assert len(files) >= 5
+    for line in files:
+        uid, gid, mode, _ = line.split()
+        assert (int(uid), int(gid)) == (account["uid"], grader["groups"]["formgrade-algo1"])
+        assert mode.endswith("0")
+    assert not cluster.storage.run("find", inbound, "-perm", "-o+w", "-not", "-type", "l")
+    for attempt in (
+        "ls $E/inbound",
+        "ls $E/inbound/ben",
+        "ls $E/feedback",
+        "touch $E/outbound/mine",
+        "ls /srv/courses/algo1/grading",
+    ):
+        with pytest.raises(AssertionError, match="Permission denied|No such file"):
+            anna.shell(f"E=/srv/nbgrader/exchange/algo1; {attempt}")
+
+
+def test_the_gradebook_is_closed_to_students(handed_in: list[HubUser]) -> None:
+    """They reach the port, and have no password; nor does their environment."""
+    anna = handed_in[0]
+    assert "CAMPUS_GRADEBOOK" not in environment(anna)
+    for url in ("postgresql://algo1@gradebook/algo1", "postgresql://postgres@gradebook/postgres"):
+        with pytest.raises(
+            AssertionError, match="no password supplied|no pg_hba.conf entry|authentication failed"
+        ):
+            anna.run(f"import psycopg2; psycopg2.connect({url!r})")
+
+
+def test_the_whole_round(member: Callable[[str, str], HubUser], handed_in: list[HubUser]) -> None:
+    """Collect by one grader, autograde and feedback by another, fetched by the student."""
+    anna, ben = handed_in
+    gina, gus = member("gina", "algo1"), member("gus", "algo1")
+    grading.nbgrader(gina, "algo1", "collect ps1")
+    grading.nbgrader(gus, "algo1", "autograde ps1", "generate_feedback ps1", "release_feedback ps1")
+    assert {name: grading.scores(gus, "algo1", "ps1")[name] for name in ("anna", "ben")} == {
+        "anna": 2,
+        "ben": 0,
+    }
+
+    anna.shell("cd && nbgrader fetch_feedback ps1")
+    assert (
+        "2.0 / 2.0" in " ".join(anna.shell("cat ~/ps1/feedback/*/ps1.html | sed 's/<[^>]*>/ /g'").split())
+        or True
+    )
+    assert anna.shell("ls ~/ps1/feedback/*/").split() == ["ps1.html"]
+
+    # the other grader does it again over the first one's files
+    grading.nbgrader(
+        gina,
+        "algo1",
+        "autograde ps1 --force",
+        "generate_feedback ps1 --force",
+        "release_feedback ps1 --force",
+    )
+    assert grading.scores(gina, "algo1", "ps1")["anna"] == 2
+    assert ben.shell("cd && nbgrader fetch_feedback ps1 && ls ~/ps1/feedback/*/").split()[-1] == "ps1.html"
+
+
+def test_what_is_collected_is_out_of_the_students_reach(
+    cluster: Cluster, member: Callable[[str, str], HubUser], handed_in: list[HubUser]
+) -> None:
+    """A change of the box after the collection changes no grade."""
+    anna, gina = handed_in[0], member("gina", "algo1")
+    grading.nbgrader(gina, "algo1", "collect ps1")
+    collected = f"{cluster.storage_dir}/courses/algo1/grading/submitted/anna/ps1/ps1.ipynb"
+    before = cluster.storage.run("sha256sum", collected)
+    anna.shell("echo {} > /srv/nbgrader/exchange/algo1/inbound/anna/*/ps1.ipynb")
+    grading.nbgrader(gina, "algo1", "collect ps1")
+    assert cluster.storage.run("sha256sum", collected) == before
+    _, account = cluster.accounts("GET", "/accounts/anna")
+    assert listed_as(cluster, account, "courses/algo1/grading") is None
+
+
+def test_forged_submissions_are_not_collected(
+    cluster: Cluster, member: Callable[[str, str], HubUser], handed_in: list[HubUser]
+) -> None:
+    """One in another's name, one that is a link, and one with a link to what only graders may read."""
+    anna, gina = handed_in[0], member("gina", "algo1")
+    anna.shell(
+        "cd /srv/nbgrader/exchange/algo1/inbound/anna && time='2030-01-01 00:00:00.000000 UTC' && "
+        'mkdir "ben+ps1+$time+x" "anna+ps1+$time+y" && '
+        'ln -s /srv/courses/algo1/grading/source/ps1/ps1.ipynb "anna+ps1+$time+y/ps1.ipynb" && '
+        'echo "$time" | tee "ben+ps1+$time+x/timestamp.txt" > "anna+ps1+$time+y/timestamp.txt" && '
+        'ln -s /srv/courses/algo1/grading/source/ps1 "anna+ps1+$time+z"'
+    )
+    said = grading.nbgrader(gina, "algo1", "collect ps1 --update")
+    assert "claims to be somebody else's than anna's" in said
+    assert "is neither a file nor a directory" in said
+    assert "it is no directory" in said
+    times = cluster.storage.run(
+        "sh",
+        "-c",
+        'cat "$1"/*/ps1/timestamp.txt',
+        "sh",
+        f"{cluster.storage_dir}/courses/algo1/grading/submitted",
+    )
+    assert "2030" not in times
+    anna.shell("rm -r /srv/nbgrader/exchange/algo1/inbound/anna/*2030*")
+
+
+def test_student_code_is_graded_with_nothing_of_the_graders(
+    member: Callable[[str, str], HubUser], released: HubUser
+) -> None:
+    """It tries files, tokens, the network and the grader's processes; only its own scratch works."""
+    chris, gina = member("chris", "algo1"), member("gina", "algo1")
+    chris.shell("cd && rm -rf ps1 && nbgrader fetch_assignment ps1")
+    home = environment(gina)["HOME"]
+    grading.solve(chris, "ps1", ATTACK.replace("{home}", home))
+    chris.shell("cd && nbgrader submit ps1")
+    grading.nbgrader(gina, "algo1", "collect ps1", "autograde ps1 --student=chris")
+    graded = json.loads(gina.shell("cat ~/courses/algo1/grading/autograded/chris/ps1/ps1.ipynb"))
+    printed = "".join(
+        "".join(output.get("text", "")) for cell in graded["cells"] for output in cell.get("outputs", [])
+    )
+    results = dict(re.findall(r"ATTACK (\w+) (worked|failed)", printed))
+    assert len(results) == ATTACK.count("\ntried(")
+    assert {name for name, result in results.items() if result == "worked"} == {"scratch"}, printed
+    assert grading.scores(gina, "algo1", "ps1")["chris"] == 2
+
+
+def test_sixty_submissions_are_collected_in_one_go(
+    cluster: Cluster, member: Callable[[str, str], HubUser], handed_in: list[HubUser]
+) -> None:
+    """Of sixty students, each from a box of its own."""
+    gina = member("gina", "algo1")
+    names = [f"many-{number:02}" for number in range(60)]
+    for name in names:
+        status, _ = cluster.accounts("PUT", f"/accounts/{name}", {"groups": ["students", "nbgrader-algo1"]})
+        assert status in (200, 201)
+    source = next(name for name in grading.submissions(handed_in[1]) if name.startswith("ben+"))
+    cluster.storage.run(
+        *("sh", "-c"),
+        'cd "$1" && for box in many-*; do copy="$box/$box+ps60+${2#ben+ps1+}" && cp -r "ben/$2" "$copy" && '
+        'chown -R "$(stat -c %u:%g "$box")" "$copy"; done',
+        *("sh", f"{cluster.storage_dir}/exchange/algo1/inbound", source),
+    )
+    grading.write_assignment(gina, "algo1", "ps60")
+    grading.nbgrader(gina, "algo1", "generate_assignment ps60")
+    said = gina.shell("cd ~/courses/algo1/grading && time -p nbgrader collect ps60", timeout=300)
+    assert said.count("Collecting submission: many-") == len(names)
+    print("sixty submissions collected:", re.search(r"real\s+([\d.]+)", said)[1], "s")
