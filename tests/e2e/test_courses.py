@@ -1,10 +1,11 @@
-"""Courses: who gets which, folders with real rights, and nbgrader's whole round among students who try things."""
+"""Courses: who gets which, real rights on folders, and nbgrader's whole round among students who try things."""
 
 from __future__ import annotations
 
 import html
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 
 import grading
@@ -30,7 +31,7 @@ tried("source", lambda: open("/srv/courses/algo1/grading/source/ps1/ps1.ipynb").
 tried("exchange", lambda: os.listdir("/srv/nbgrader/exchange/algo1/inbound"))
 tried("environment", lambda: os.environ["CAMPUS_GRADEBOOK"])
 tried("token", lambda: os.environ["JUPYTERHUB_API_TOKEN"])
-tried("others", lambda: [open(f).read() for f in glob.glob("/proc/[0-9]*/environ") if b"GRADEBOOK" in open(f, "rb").read()][0])
+tried("others", lambda: [f for f in glob.glob("/proc/*/environ") if b"GRADEBOOK" in open(f, "rb").read()][0])
 tried("network", lambda: socket.create_connection(("gradebook", 5432), 3))
 tried("hub", lambda: socket.create_connection(("hub", 8081), 3))
 tried("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
@@ -185,7 +186,7 @@ def listed_as(cluster: Cluster, account: dict, path: str) -> list[str] | None:
 
 
 def test_a_submission_is_its_authors_and_the_graders(cluster: Cluster, handed_in: list[HubUser]) -> None:
-    """On the storage: real owners, the graders' group, nothing for others; in the server: no way to another's."""
+    """Real owners, the graders' group, nothing for others; and in the server no way to another's."""
     anna, _ben = handed_in
     _, account = cluster.accounts("GET", "/accounts/anna")
     _, grader = cluster.accounts("GET", "/accounts/gina")
@@ -204,7 +205,7 @@ def test_a_submission_is_its_authors_and_the_graders(cluster: Cluster, handed_in
         "touch $E/outbound/mine",
         "ls /srv/courses/algo1/grading",
     ):
-        with pytest.raises(AssertionError, match="Permission denied|No such file"):
+        with pytest.raises(AssertionError, match=r"Permission denied|No such file"):
             anna.shell(f"E=/srv/nbgrader/exchange/algo1; {attempt}")
 
 
@@ -214,7 +215,7 @@ def test_the_gradebook_is_closed_to_students(handed_in: list[HubUser]) -> None:
     assert "CAMPUS_GRADEBOOK" not in environment(anna)
     for url in ("postgresql://algo1@gradebook/algo1", "postgresql://postgres@gradebook/postgres"):
         with pytest.raises(
-            AssertionError, match="no password supplied|no pg_hba.conf entry|authentication failed"
+            AssertionError, match=r"no password supplied|no pg_hba.conf entry|authentication failed"
         ):
             anna.run(f"import psycopg2; psycopg2.connect({url!r})")
 
@@ -231,10 +232,8 @@ def test_the_whole_round(member: Callable[[str, str], HubUser], handed_in: list[
     }
 
     anna.shell("cd && nbgrader fetch_feedback ps1")
-    assert (
-        "2.0 / 2.0" in " ".join(anna.shell("cat ~/ps1/feedback/*/ps1.html | sed 's/<[^>]*>/ /g'").split())
-        or True
-    )
+    feedback = " ".join(re.sub(r"<[^>]+>", " ", anna.shell("cat ~/ps1/feedback/*/ps1.html")).split())
+    assert "Score: 2.0 / 2.0" in feedback
     assert anna.shell("ls ~/ps1/feedback/*/").split() == ["ps1.html"]
 
     # the other grader does it again over the first one's files
@@ -329,6 +328,7 @@ def test_sixty_submissions_are_collected_in_one_go(
     )
     grading.write_assignment(gina, "algo1", "ps60")
     grading.nbgrader(gina, "algo1", "generate_assignment ps60")
-    said = gina.shell("cd ~/courses/algo1/grading && time -p nbgrader collect ps60", timeout=300)
+    began = time.monotonic()
+    said = grading.nbgrader(gina, "algo1", "collect ps60")
+    print(f"sixty submissions collected in {time.monotonic() - began:.1f} s")
     assert said.count("Collecting submission: many-") == len(names)
-    print("sixty submissions collected:", re.search(r"real\s+([\d.]+)", said)[1], "s")
