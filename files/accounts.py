@@ -1185,7 +1185,7 @@ class Service:
 
     async def _make_courses(self) -> None:
         """Makes them as soon as the storage is there."""
-        while True:
+        while self.store.settings.all_courses:
             try:
                 async with self.store.lock():
                     # Nobody's request, but the groups are written.

@@ -1,4 +1,4 @@
-"""Courses: who gets which, real rights on folders, and nbgrader's whole round among students who try things."""
+"""Courses: who gets which, real rights on folders, and nbgrader's round among students who try things."""
 
 from __future__ import annotations
 

@@ -1,0 +1,489 @@
+"""The table of courses, and the spawner that goes by it."""
+
+import importlib.util
+import json
+import os
+import stat
+import sys
+from datetime import UTC, date, datetime
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import accounts
+import courses as module
+import pytest
+from courses import Course, CourseSpawner
+from spawner import SpawnFailed
+from traitlets import TraitError
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(Path(path).stem + "_loaded", path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+ROOT = Path(__file__).resolve().parents[2]
+table = load(ROOT / "plugins/filter/courses.py")
+IMAGES = {name: f"registry.test:5000/campus/{name}@sha256:0" for name in ("notebook", "notebook-teacher")}
+ALGO = {
+    "name": "algo1",
+    "title": "Algorithms 1",
+    "students": {"ldap_group": "cn=algo1-students,dc=x"},
+    "graders": {"ldap_group": "cn=algo1-staff,dc=x"},
+    "image": "notebook",
+    "kernels": ["python"],
+    "memory": {"guarantee": "256M", "limit": "1G"},
+    "cpu": {"limit": 1},
+    "shared": True,
+    "nbgrader": True,
+    "from": date(2026, 10, 1),
+    "until": "2027-03-01",
+}
+DB = {"name": "db-1", "students": {"ldap_group": "cn=db,dc=x"}}
+
+
+# --- the table ---
+
+
+def problems(*courses, kernels=("python",)):
+    return table.course_problems(list(courses), list(IMAGES), list(kernels))
+
+
+def test_a_good_table_has_no_problems():
+    assert problems(ALGO, DB) == []
+    assert problems() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"name": "Algo 1"}, "is no name"),
+        ({"name": "../x"}, "is no name"),
+        ({"name": "postgres"}, "is no name"),
+        ({"name": 7}, "entry 1 has no name"),
+        ({"quotas": "5G"}, "has the key 'quotas', which is none of name, title"),
+        ({"students": None}, "has students, which is not a mapping"),
+        ({"students": {"group": "x"}}, "has students.group; there is ldap_group"),
+        ({"graders": {"ldap_group": "algo1-staff"}}, "has graders without ldap_group, the DN of a group"),
+        ({"image": "rstudio"}, "the cluster's images are notebook, notebook-teacher"),
+        ({"kernels": ["python", "java"]}, "wants the kernels java, which images_kernels does not have"),
+        ({"memory": {"limit": "lots"}}, "which is no size such as 512M"),
+        ({"cpu": {"limit": "two"}}, "which is no number"),
+        ({"from": "1 October"}, "which is no date such as 2026-10-01"),
+        ({"until": date(2026, 9, 1)}, "ends on 2026-09-01, before it begins on 2026-10-01"),
+        ({"nbgrader": "yes"}, "has nbgrader, which is not true or false"),
+    ],
+)
+def test_what_cannot_be_is_told(change, problem):
+    found = problems(ALGO | change)
+    assert any(problem in sentence for sentence in found), found
+    assert all(sentence.startswith("courses: ") and sentence.endswith(".") for sentence in found)
+
+
+def test_rules_between_courses_and_keys():
+    assert problems(ALGO, ALGO) == ["courses: 'algo1' is there twice."]
+    without = {key: value for key, value in ALGO.items() if key != "graders"}
+    assert problems(without) == ["courses: 'algo1' has nbgrader and no graders."]
+    assert table.course_problems({"algo1": {}}, [], []) == ["courses is no list."]
+
+
+def test_the_hub_takes_what_the_table_gives():
+    """Through the file of the configuration, which is JSON-like text."""
+    settings = json.loads(json.dumps(table.course_settings([ALGO, DB], IMAGES, "notebook-teacher")))
+    algo, db = (Course.from_settings(one) for one in settings)
+    assert (algo.image, algo.grader_image) == (IMAGES["notebook"], IMAGES["notebook-teacher"])
+    assert (algo.mem_limit, algo.cpu_limit, algo.kernels) == ("1G", 1, ("python",))
+    assert (algo.opens, algo.closes) == (date(2026, 10, 1), date(2027, 3, 1))
+    assert (db.image, db.opens, db.closes, db.nbgrader) == ("", date.min, date.max, False)
+
+
+def test_the_groups_are_nbgraders():
+    assert table.course_ldap_groups([ALGO, DB]) == {
+        "nbgrader-algo1": "cn=algo1-students,dc=x",
+        "formgrade-algo1": "cn=algo1-staff,dc=x",
+        "nbgrader-db-1": "cn=db,dc=x",
+    }
+
+
+# --- the spawner ---
+
+
+class Spawner(CourseSpawner):
+    """With a name, and without a database."""
+
+    server_name = ""
+
+    @property
+    def name(self):
+        """The server's name."""
+        return self.server_name
+
+
+def make(*groups, server="", options=None, courses=(ALGO, DB), **traits):
+    user = SimpleNamespace(
+        name="alice",
+        url="/user/alice",
+        escaped_name="alice",
+        groups=[SimpleNamespace(name=group) for group in groups],
+    )
+    hub = SimpleNamespace(public_host="", api_url="http://127.0.0.1:8081/hub/api", base_url="/hub/")
+    settings = {
+        "image": "default",
+        "role_images": {"teachers": "for-teachers"},
+        "mem_limit": "512M",
+        "nfs_server": "192.0.2.1",
+        "gradebook_key": "key",
+        "storage_groups": ["students", "teachers"],
+        "courses": table.course_settings(list(courses), IMAGES, "notebook-teacher"),
+        **traits,
+    }
+    spawner = Spawner(user=user, hub=hub, orm_spawner=None, **settings)
+    spawner.server_name = server
+    spawner.user_options = options or {}
+    spawner.account = {"account": "alice", "uid": 100000, "gid": 100000, "groups": {}, "home": "/homes/alice"}
+    return spawner
+
+
+@pytest.fixture(autouse=True)
+def today(monkeypatch):
+    """A day on which all courses are open, unless the test says another."""
+    clock = SimpleNamespace(day=date(2026, 11, 1))
+    now = SimpleNamespace(now=lambda zone: datetime(*clock.day.timetuple()[:3], tzinfo=UTC))
+    monkeypatch.setattr(module, "datetime", now)
+    return clock
+
+
+def chosen(spawner):
+    course, role = spawner.choose_course()
+    return (course.name, role) if course else None
+
+
+@pytest.mark.parametrize(
+    ("groups", "server", "options", "expected"),
+    [
+        ((), "", {}, None),
+        (("students",), "", {}, None),
+        (("nbgrader-algo1",), "", {}, ("algo1", "student")),
+        (("formgrade-algo1",), "", {}, ("algo1", "grader")),
+        (("nbgrader-algo1", "formgrade-algo1"), "", {}, ("algo1", "grader")),
+        (("nbgrader-algo1", "nbgrader-db-1"), "", {}, None),
+        (("nbgrader-algo1", "nbgrader-db-1"), "", {"course": "db-1"}, ("db-1", "student")),
+        (("nbgrader-algo1",), "", {"course": ""}, None),
+        (("nbgrader-algo1", "nbgrader-db-1"), "db-1", {}, ("db-1", "student")),
+        (("nbgrader-algo1", "nbgrader-db-1"), "db-1", {"course": "algo1"}, ("db-1", "student")),
+        (("nbgrader-algo1",), "db-1", {}, ("algo1", "student")),
+    ],
+)
+def test_which_course_a_start_is_for(groups, server, options, expected):
+    assert chosen(make(*groups, server=server, options=options)) == expected
+
+
+@pytest.mark.parametrize("wanted", ["db-1", "nothing", "../algo1", 7])
+def test_a_course_that_is_not_the_users(wanted):
+    with pytest.raises(SpawnFailed, match="You are not in this course") as refused:
+        make("nbgrader-algo1", options={"course": wanted}).choose_course()
+    assert refused.value.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("day", "student"),
+    [
+        (date(2026, 9, 30), False),
+        (date(2026, 10, 1), True),
+        (date(2027, 3, 1), True),
+        (date(2027, 3, 2), False),
+    ],
+)
+def test_students_have_a_course_for_its_days_and_graders_always(today, day, student):
+    today.day = day
+    assert bool(make("nbgrader-algo1").my_courses) is student
+    assert make("formgrade-algo1").my_courses
+
+
+async def test_the_start_page_asks_who_has_a_choice():
+    assert await make("nbgrader-algo1").get_options_form() == ""
+    assert await make("nbgrader-algo1", "nbgrader-db-1", server="db-1").get_options_form() == ""
+    evil = ALGO | {"title": "<script>'\"&"}
+    form = await make(
+        "nbgrader-algo1", "formgrade-algo1", "nbgrader-db-1", courses=(evil, DB)
+    ).get_options_form()
+    assert "&lt;script&gt;&#x27;&quot;&amp;" in form
+    assert "<script>" not in form
+    assert "You grade. Image notebook-teacher. Kernels: python. Memory 1G. 1 CPU." in form
+    assert "Image default. Memory 512M." in form
+    assert form.count('type="radio"') == 3
+
+
+def test_the_answer_of_the_start_page():
+    spawner = make()
+    assert spawner.options_from_form({"course": ["algo1"], "_xsrf": ["x"]}) == {"course": "algo1"}
+    assert spawner.options_from_form({}) == {}
+    assert spawner.options_from_query({"course": ["db-1"]}) == {"course": "db-1"}
+
+
+async def test_limits_and_image_end_with_the_start(monkeypatch):
+    """A spawner outlives its start: the next one, for no course, has the site's own again."""
+    seen = []
+
+    async def start(self):
+        self.image = self.choose_image()
+        seen.append((self.image, self.mem_limit, self.mem_guarantee, self.cpu_limit))
+
+    monkeypatch.setattr(CourseSpawner.__base__, "start_service", start)
+    spawner = make("nbgrader-algo1", "nbgrader-db-1", options={"course": "algo1"})
+    await spawner.start_service()
+    spawner.user_options = {"course": ""}
+    await spawner.start_service()
+    assert seen == [(IMAGES["notebook"], 2**30, 2**28, 1.0), ("default", 2**29, None, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("groups", "image"),
+    [
+        (("nbgrader-algo1",), IMAGES["notebook"]),
+        (("formgrade-algo1", "students"), IMAGES["notebook-teacher"]),
+        (("nbgrader-db-1", "teachers"), "for-teachers"),
+        (("nbgrader-db-1",), "default"),
+    ],
+)
+def test_images(groups, image):
+    spawner = make(*groups)
+    spawner.course, spawner.role = spawner.choose_course()
+    assert spawner.choose_image() == image
+
+
+def mounted(spawner):
+    spawner.course, spawner.role = spawner.choose_course()
+    return {
+        mount["Target"]: (mount["VolumeOptions"]["DriverConfig"]["Options"]["device"], mount["ReadOnly"])
+        for mount in spawner.mounts
+    }
+
+
+def test_a_student_mounts_material_read_only():
+    assert mounted(make("nbgrader-algo1")) == {
+        "/home/alice": (":/homes/alice", False),
+        "/srv/courses/algo1/material": (":/courses/algo1/material", True),
+        "/srv/courses/algo1/shared": (":/courses/algo1/shared", False),
+        "/srv/nbgrader/exchange/algo1": (":/exchange/algo1", False),
+    }
+    assert list(mounted(make("nbgrader-db-1"))) == ["/home/alice", "/srv/courses/db-1/material"]
+
+
+def test_a_grader_mounts_the_whole_course():
+    assert mounted(make("formgrade-algo1")) == {
+        "/home/alice": (":/homes/alice", False),
+        "/srv/courses/algo1": (":/courses/algo1", False),
+        "/srv/nbgrader/exchange/algo1": (":/exchange/algo1", False),
+    }
+
+
+def test_no_course_mounts_nothing_of_one():
+    assert list(mounted(make("nbgrader-algo1", options={"course": ""}))) == ["/home/alice"]
+
+
+def course_environment(spawner):
+    spawner.course, spawner.role = spawner.choose_course()
+    return {key: value for key, value in spawner.get_env().items() if key.startswith("CAMPUS_")}
+
+
+def test_only_graders_get_the_gradebooks_password():
+    password = table.gradebook_passwords([ALGO, DB], "key")
+    assert list(password) == ["algo1"]
+    student = course_environment(make("nbgrader-algo1"))
+    assert student == {
+        "CAMPUS_COURSE": "algo1",
+        "CAMPUS_COURSE_ROLE": "student",
+        "CAMPUS_KERNELS": "python",
+        "CAMPUS_EXCHANGE": "/srv/nbgrader/exchange",
+    }
+    assert course_environment(make("formgrade-algo1")) == {
+        **student,
+        "CAMPUS_COURSE_ROLE": "grader",
+        "CAMPUS_GRADEBOOK": f"postgresql+psycopg2://algo1:{password['algo1']}@gradebook/algo1",
+    }
+    assert course_environment(make("nbgrader-db-1")) == {
+        "CAMPUS_COURSE": "db-1",
+        "CAMPUS_COURSE_ROLE": "student",
+    }
+    assert course_environment(make()) == {}
+
+
+def test_the_storage_knows_all_courses_of_a_user_whichever_is_open(today):
+    """Groups that came and went with the choice would make each start wait for the NFS server."""
+    today.day = date(2030, 1, 1)
+    groups = ("students", "nbgrader-algo1", "formgrade-db-1", "nbgrader-unknown", "other")
+    assert make(*groups).storage_group_names == sorted(
+        ["students", "nbgrader-algo1", "course-algo1", "formgrade-db-1", "course-db-1"]
+    )
+
+
+@pytest.mark.parametrize(
+    "settings", [{"title": "no name"}, {"name": "x", "quota": 1}, {"name": "x", "opens": "soon"}]
+)
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(TraitError, match="courses"):
+        Spawner(courses=[settings])
+
+
+# --- the storage ---
+
+
+def places(exports):
+    return {
+        str(path.relative_to(exports)): (path.stat().st_gid, oct(stat.S_IMODE(path.stat().st_mode))[2:])
+        for path in sorted(exports.rglob("*"))
+        if path.parent != exports
+    }
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A storage with two courses in its settings, and nothing made yet."""
+    if os.geteuid() != 0:
+        pytest.skip("making directories for others needs root")
+    for name in ("homes", "state", "exports/courses", "exports/exchange"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("state/passwd", "state/group", "homes/.campus-storage"):
+        (tmp_path / name).touch()
+    settings = accounts.Settings(
+        homes_dir=str(tmp_path / "homes"),
+        state_dir=str(tmp_path / "state"),
+        exports_dir=str(tmp_path / "exports"),
+        system_files="",
+        courses=json.dumps(table.course_directories([ALGO, DB])),
+    )
+    return accounts.Store(settings)
+
+
+def test_directories_of_courses(store, tmp_path):
+    """Made once; what the administrator changes or adds stays."""
+    store.write([])
+    store.make_courses()
+    gid = {name: group.gid for name, group in store.index().groups.items()}
+    members, graders = gid["course-algo1"], gid["formgrade-algo1"]
+    made = places(tmp_path / "exports")
+    assert made == {
+        "courses/algo1": (graders, "751"),
+        "courses/algo1/grading": (graders, "2770"),
+        "courses/algo1/material": (members, "2770"),
+        "courses/algo1/shared": (members, "2770"),
+        "courses/db-1": (gid["formgrade-db-1"], "751"),
+        "courses/db-1/material": (gid["course-db-1"], "2770"),
+        "exchange/algo1": (members, "750"),
+        "exchange/algo1/feedback": (graders, "2771"),
+        "exchange/algo1/inbound": (graders, "751"),
+        "exchange/algo1/outbound": (graders, "2775"),
+    }
+    (tmp_path / "exports/courses/algo1/shared").chmod(0o700)
+    store.make_courses()
+    assert places(tmp_path / "exports") == made | {"courses/algo1/shared": (members, "700")}
+
+
+def test_a_student_gets_a_box_in_each_course_with_an_exchange(store, tmp_path):
+    store.write([])
+    store.make_courses()
+    groups = ("students", "nbgrader-algo1", "course-algo1", "nbgrader-db-1")
+    ((account, _),) = store.write([accounts.Request("alice", groups)])
+    inbound = tmp_path / "exports/exchange/algo1/inbound"
+    box = (inbound / account.account).stat()
+    graders = store.index().groups["formgrade-algo1"].gid
+    assert (box.st_uid, box.st_gid, stat.S_IMODE(box.st_mode)) == (account.uid, graders, 0o2770)
+    store.write([accounts.Request("tina", ("teachers", "formgrade-algo1", "course-algo1"))])
+    assert [path.name for path in inbound.iterdir()] == ["alice"]
+
+
+def test_without_the_exchange_an_account_is_made_all_the_same(store, tmp_path):
+    """A course that was archived: its students go on with everything else."""
+    ((account, created),) = store.write([accounts.Request("alice", ("nbgrader-algo1",))])
+    assert created
+    assert (tmp_path / "homes" / account.account).is_dir()
+
+
+@pytest.mark.parametrize("text", ["{}x", '[{"name": "../x"}]', '[{"title": "x"}]'])
+def test_settings_that_are_no_courses(text):
+    with pytest.raises(ValueError, match=r"courses|Extra data"):
+        accounts.Settings(courses=text)
+
+
+# --- nbgrader's exchange ---
+
+
+@pytest.fixture(scope="module")
+def exchange():
+    """The image's module, with as much of nbgrader as its own functions need: none."""
+    names = {
+        "jupyter_client.manager": ["AsyncKernelManager"],
+        "nbgrader.exchange.default": ["ExchangeCollect", "ExchangeReleaseFeedback", "ExchangeSubmit"],
+        "nbgrader.utils": ["get_username", "parse_utc"],
+    }
+    stand_ins = {part: ModuleType(part) for name in names for part in (name.split(".")[0], name)}
+    for name, classes in names.items():
+        for one in classes:
+            setattr(stand_ins[name], one, type(one, (), {}))
+    stand_ins["nbgrader.exchange"] = ModuleType("nbgrader.exchange")
+    stand_ins["nbgrader.utils"].parse_utc = lambda text: datetime.fromisoformat(text.removesuffix(" UTC"))
+    before = {name: sys.modules.get(name) for name in stand_ins}
+    sys.modules.update(stand_ins)
+    try:
+        yield load(ROOT / "files/images/notebook/campus_nbgrader.py")
+    finally:
+        for name, one in before.items():
+            sys.modules.pop(name) if one is None else sys.modules.update({name: one})
+
+
+@pytest.fixture
+def submission(tmp_path):
+    """A submission in anna's box."""
+    made = tmp_path / "inbound/anna/anna+ps1+2026-11-01 10:00:00.0 UTC+x"
+    made.mkdir(parents=True)
+    (made / "ps1.ipynb").write_text("{}")
+    (made / "data").mkdir()
+    return made
+
+
+def test_a_submission_as_it_should_be(exchange, submission):
+    assert exchange.refusal(submission.parent, submission) == ""
+
+
+def test_submissions_that_are_refused(exchange, submission):
+    box = submission.parent
+    other = box / submission.name.replace("anna", "ben")
+    other.mkdir()
+    assert "somebody else's" in exchange.refusal(box, other)
+    link = box / f"{submission.name}y"
+    link.symlink_to(other)
+    assert exchange.refusal(box, link) == "it is no directory"
+    (submission / "data/secret").symlink_to("/etc/passwd")
+    assert "'secret' in it is neither a file nor a directory" in exchange.refusal(box, submission)
+    (submission / "data/secret").unlink()
+    os.mkfifo(submission / "pipe")
+    assert "'pipe' in it" in exchange.refusal(box, submission)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
+def test_a_submission_that_is_somebody_elses(exchange, submission):
+    os.chown(submission, 100001, -1)
+    assert "belongs to 100001, and not to anna" in exchange.refusal(submission.parent, submission)
+
+
+def test_a_copy_has_plain_files_only(exchange, submission, tmp_path):
+    """Links that came after the check, to files and to directories, are not followed."""
+    (submission / "link").symlink_to("/etc/passwd")
+    (submission / "tree").symlink_to("/etc")
+    os.mkfifo(submission / "pipe")
+    (submission / "data/more.csv").write_text("1,2")
+    exchange.copy_plain(submission, tmp_path / "copy")
+    found = sorted(str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*"))
+    assert found == ["data", "data/more.csv", "ps1.ipynb"]
+    assert (tmp_path / "copy/data/more.csv").read_text() == "1,2"
+
+
+def test_a_change_after_the_time_in_the_name_is_seen(exchange, submission):
+    """The name says the morning of a day in the past, the file system that it is now."""
+    assert exchange.changed_after(submission) > exchange.TOLERANCE
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f UTC")
+    renamed = submission.rename(submission.parent / f"anna+ps1+{now}+x")
+    assert exchange.changed_after(renamed) < exchange.TOLERANCE
