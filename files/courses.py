@@ -19,7 +19,7 @@ from datetime import UTC, date, datetime
 from html import escape
 from pathlib import Path
 
-from spawner import NfsSwarmSpawner, SpawnFailed
+from spawner import LABEL, NfsSwarmSpawner, SpawnFailed
 from traitlets import Dict, List, TraitError, Unicode, default, validate
 
 STUDENT, GRADER = "student", "grader"
@@ -311,6 +311,11 @@ class CourseSpawner(NfsSwarmSpawner):
             device, target = f":/exchange/{name}", f"{EXCHANGE}/{name}"
             mounts.append({"name": f"exchange-{name}", "device": device, "target": target})
         return mounts
+
+    @property
+    def labels(self):
+        """Besides the user: the course, by which playbooks/semester.yml finds the servers to end."""
+        return super().labels | ({LABEL + "course": self.course.name} if self.course else {})
 
     def get_env(self):
         """Besides the identity: the course, for the image's own configuration."""
