@@ -122,7 +122,7 @@ def _values(course, images, kernels):
             yield f"has memory.{key}: {memory[key]!r}, which is no size such as 512M"
     cpu = course.get("cpu") or {}
     for key in ("guarantee", "limit"):
-        if isinstance(cpu, dict) and key in cpu and type(cpu[key]) not in (int, float):
+        if isinstance(cpu, dict) and key in cpu and XX:
             yield f"has cpu.{key}: {cpu[key]!r}, which is no number"
     try:
         opens, closes = as_date(course.get("from")), as_date(course.get("until"))
