@@ -122,7 +122,9 @@ def _values(course, images, kernels):
             yield f"has memory.{key}: {memory[key]!r}, which is no size such as 512M"
     cpu = course.get("cpu") or {}
     for key in ("guarantee", "limit"):
-        if isinstance(cpu, dict) and key in cpu and XX:
+        # Ansible's numbers are of types of its own; a truth value is a number to Python.
+        number = isinstance(cpu, dict) and isinstance(cpu.get(key, 0), (int, float))
+        if isinstance(cpu, dict) and (not number or isinstance(cpu.get(key), bool)):
             yield f"has cpu.{key}: {cpu[key]!r}, which is no number"
     try:
         opens, closes = as_date(course.get("from")), as_date(course.get("until"))
