@@ -82,6 +82,18 @@ def test_what_cannot_be_is_told(change, problem):
     assert all(sentence.startswith("courses: ") and sentence.endswith(".") for sentence in found)
 
 
+def test_values_as_ansible_has_them():
+    """Numbers, texts and dates of an inventory are of subclasses that know where they come from."""
+    tagged = {kind: type("Tagged", (kind,), {}) for kind in (int, str, date)}
+    course = ALGO | {
+        "name": tagged[str]("algo1"),
+        "cpu": {"limit": tagged[int](1)},
+        "from": tagged[date](2026, 10, 1),
+    }
+    assert problems(course) == []
+    assert "which is no number" in problems(ALGO | {"cpu": {"limit": True}})[0]
+
+
 def test_rules_between_courses_and_keys():
     assert problems(ALGO, ALGO) == ["courses: 'algo1' is there twice."]
     without = {key: value for key, value in ALGO.items() if key != "graders"}
