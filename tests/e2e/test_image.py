@@ -72,6 +72,23 @@ subprocess.run(["jupyter", "trust", str(notebook)], check=True, capture_output=T
 subprocess.run(["ipython", "-c", "1 + 1"], check=True, capture_output=True)
 """
 
+# Kernels as images_kernels names them: the kernelspec, and a cell that writes 42 into a file of the kernel's
+# name. A file, for Deno may print a line only after it has called itself idle.
+KERNELS = {
+    "python": ("python3", "with open('python.txt', 'w') as file: file.write(str(6 * 7))"),
+    "r": ("ir", "cat(6 * 7, file = 'r.txt')"),
+    "octave": ("octave", "file = fopen('octave.txt', 'w'); fprintf(file, '%d', 6 * 7); fclose(file);"),
+    "bash": ("bash", "echo $((6 * 7)) >bash.txt"),
+    "javascript": (
+        "deno",
+        "const answer: number = 6 * 7; Deno.writeTextFileSync('javascript.txt', String(answer));",
+    ),
+    "java": (
+        "java",
+        'java.nio.file.Files.writeString(java.nio.file.Path.of("java.txt"), String.valueOf(6 * 7));',
+    ),
+}
+
 
 def tell(student: HubUser, **traits: Any) -> HubUser:
     """Start a real server with traits of the spawner."""
@@ -157,6 +174,23 @@ def test_a_read_only_image(student: HubUser, tunable: Cluster) -> None:
         "None",
         "None",
     ]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_the_kernels_of_the_inventory(student: HubUser, tunable: Cluster, read_only: bool) -> None:
+    """They are offered and no others, and each runs as the user: its file lies on the storage."""
+    listed = tunable.value("images_kernels", ["python"])
+    tell(student, read_only_rootfs=read_only)
+    offered = student.notebook_api("GET", "kernelspecs").json()["kernelspecs"]
+    assert set(offered) == {KERNELS[name][0] for name in {"python", *listed}}
+    _, account = tunable.accounts("GET", "/accounts/alice")
+    for name in listed:
+        kernelspec, cell = KERNELS[name]
+        file = f"{tunable.storage_dir}{account['home']}/{name}.txt"
+        tunable.storage.run("rm", "-f", file)
+        student.run(cell, kernel_name=kernelspec)
+        assert tunable.storage.run("cat", file).strip() == "42"
+        assert tunable.storage.stat(file)["uid"] == account["uid"]
 
 
 @pytest.mark.parametrize("read_only", [False, True])

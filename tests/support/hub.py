@@ -194,19 +194,19 @@ class HubUser:
         """Ask the user's own server, through the proxy."""
         return self.api(method, f"/user/{self.name}/api/{path}", **options)
 
-    def kernel(self) -> Kernel:
-        """Start a Python kernel."""
-        answer = self.notebook_api("POST", "kernels", json={"name": "python3"})
+    def kernel(self, name: str = "python3") -> Kernel:
+        """Start a kernel, by its kernelspec's name."""
+        answer = self.notebook_api("POST", "kernels", json={"name": name})
         answer.raise_for_status()
         return Kernel(self, answer.json()["id"])
 
-    def run(self, code: str, timeout: float = 90) -> str:
+    def run(self, code: str, timeout: float = 90, kernel_name: str = "python3") -> str:
         """Run code in a kernel of its own and return what it prints.
 
         Raises:
             AssertionError: When the code raises.
         """
-        kernel = self.kernel()
+        kernel = self.kernel(kernel_name)
         try:
             return kernel.run(code, timeout)
         finally:
@@ -244,7 +244,7 @@ class Kernel:
         """Execute code and return what it prints, together with the value of its last line.
 
         Args:
-            code: Python.
+            code: In the kernel's language.
             timeout: Seconds until the kernel must be idle again.
 
         Raises:

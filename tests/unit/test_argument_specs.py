@@ -66,8 +66,9 @@ def test_options_are_described_and_typed(role):
             assert option["type"] != "int" or not isinstance(default, bool), (
                 f"the default of {name} is no int"
             )
-        if "choices" in option and isinstance(default, str) and "{{" not in default:
-            assert default in option["choices"], f"the default of {name} is none of its choices"
+        if "choices" in option and "{{" not in str(default):
+            values = default if isinstance(default, list) else [default]
+            assert set(values) <= {*option["choices"]}, f"the default of {name} is none of its choices"
 
 
 def test_role_is_described(role):

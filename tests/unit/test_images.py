@@ -1,0 +1,82 @@
+"""The cluster's images: what is built, under which names, and which kernels notebooks can have."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.template import trust_as_template
+from inventory import ROOT, Inventory
+
+ROLE = ROOT / "roles/images"
+SPEC = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+KERNELS = SPEC["images_kernels"]["choices"]
+NOTEBOOK = ROOT / "files/images/notebook"
+# Contexts that are built only if images_extra names them.
+OVERLAYS = {"docker-stacks-overlay", "ihaskell-overlay"}
+
+
+def plan(**variables: Any) -> dict[str, dict[str, Any]]:
+    """The images by name, as the role plans them with these variables."""
+    inventory = Inventory(ROOT / "tests/inventories/variants", extra=variables)
+    defaults = {
+        **inventory.load(ROLE / "defaults/main.yml"),
+        **inventory.load(ROLE / "vars/main.yml"),
+        "images_registry_address": "registry.test:5000",
+        "role_path": str(ROLE),
+    }
+    planned = inventory.templar("m-1", **defaults).template(trust_as_template("{{ __images_plan }}"))
+    return {image["name"]: image for image in planned}
+
+
+def packages(archive: str) -> dict[str, list[str]]:
+    """What kernels.sh installs from `debian` or `pypi`, by kernel."""
+    script = (NOTEBOOK / "kernels.sh").read_text().partition("esac")[0]
+    lines = re.findall(r"^    ([a-z]+)\) (.*);;", script, re.MULTILINE)
+    return {
+        kernel: " ".join(re.findall(rf'{archive}="\${archive} ([^"]*)"', line)).split()
+        for kernel, line in lines
+    }
+
+
+def test_the_script_knows_the_kernels_that_can_be_asked_for() -> None:
+    assert sorted(packages("debian")) == sorted(KERNELS)
+    brings = {kernel: packages("debian")[kernel] + packages("pypi")[kernel] for kernel in KERNELS}
+    assert [kernel for kernel in KERNELS if not brings[kernel]] == ["python"]
+
+
+def test_kernels_of_pypi_have_exact_versions() -> None:
+    pinned = re.findall(r"^([\w-]+)==", (NOTEBOOK / "constraints.txt").read_text(), re.MULTILINE)
+    names = {name.replace("_", "-") for name in pinned}
+    wanted = {name for found in packages("pypi").values() for name in found}
+    assert wanted
+    assert wanted <= names
+
+
+@pytest.mark.parametrize("value", [["python", "perl"], ["Python"], "all"])
+def test_an_unknown_kernel_is_refused(value: Any) -> None:
+    spec = {"images_kernels": SPEC["images_kernels"]}
+    assert ArgumentSpecValidator(spec).validate({"images_kernels": KERNELS}).error_messages == []
+    assert ArgumentSpecValidator(spec).validate({"images_kernels": value}).error_messages != []
+
+
+def test_other_kernels_make_other_notebook_images_and_no_other_hub() -> None:
+    before, after = plan(), plan(images_kernels=["python", "bash"])
+    assert after["notebook"]["args"]["KERNELS"] == "python bash"
+    changed = {name for name in after if after[name]["tag"] != before[name]["tag"]}
+    assert changed == {"notebook", "notebook-teacher"}
+
+
+def test_overlays_are_built_only_if_asked_for() -> None:
+    contexts = {path.name for path in (ROOT / "files/images").iterdir()}
+    assert contexts - set(plan()) == OVERLAYS
+
+
+def test_an_overlay_is_built_on_the_image_that_it_is_for() -> None:
+    haskell = {"name": "notebook-haskell", "context": "ihaskell-overlay", "parent": "notebook"}
+    planned = plan(images_extra=[haskell])
+    assert planned["notebook-haskell"]["base"] == planned["notebook"]["image"]
+    assert list(planned).index("notebook-haskell") > list(planned).index("notebook")
