@@ -134,6 +134,13 @@ def test_administrators_see_who_is_in_which_course(user: Users) -> None:
     assert "gus" in groups["formgrade-db1"]
 
 
+def test_a_course_offers_its_own_kernels(member: Callable[[str, str], HubUser]) -> None:
+    """The image has Bash, too, and db1 says nothing of kernels."""
+    anna, emil = member("anna", "algo1"), member("emil", "db1")
+    assert set(anna.notebook_api("GET", "kernelspecs").json()["kernelspecs"]) == {"python3"}
+    assert set(emil.notebook_api("GET", "kernelspecs").json()["kernelspecs"]) == {"python3", "bash"}
+
+
 # --- folders ---
 
 
