@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, wait_for
 from hub import HubUser
+from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,6 +79,19 @@ IMAGES = [
         ],
         "hosts": ["swarm"],
     },
+]
+
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",  # the tests may run as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
 ]
 
 
@@ -148,3 +162,25 @@ def alice(user: Callable[[str], HubUser]) -> HubUser:
 def bob(user: Callable[[str], HubUser]) -> HubUser:
     """Another student with a running server."""
     return user("bob").start()
+
+
+@pytest.fixture
+def screenshots(root: Path) -> Path:
+    """Where the pictures are kept."""
+    directory = root / "build" / "screenshots"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+@pytest.fixture
+def page(screenshots: Path) -> Iterator[Page]:
+    """A fresh browser; what it shows at a failure is kept too."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        # Chromium has a trust store of its own; test_login verifies the certificate.
+        context = browser.new_context(ignore_https_errors=True, viewport={"width": 1280, "height": 900})
+        page = context.new_page()
+        page.set_default_timeout(120_000)
+        yield page
+        page.screenshot(path=screenshots / "last.png")
+        browser.close()

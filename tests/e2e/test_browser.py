@@ -3,48 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from cluster import Cluster
 from hub import START_TIMEOUT, HubUser
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = [
-    "--headless",
-    "--no-sandbox",  # the tests may run as root
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 MINUTE = 60_000
-
-
-@pytest.fixture
-def screenshots(root: Path) -> Path:
-    """Where the pictures are kept."""
-    directory = root / "build" / "screenshots"
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
-
-
-@pytest.fixture
-def page(screenshots: Path) -> Iterator[Page]:
-    """A fresh browser; what it shows at a failure is kept too."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        # Chromium has a trust store of its own; test_login verifies the certificate.
-        context = browser.new_context(ignore_https_errors=True, viewport={"width": 1280, "height": 900})
-        page = context.new_page()
-        page.set_default_timeout(2 * MINUTE)
-        yield page
-        page.screenshot(path=screenshots / "last.png")
-        browser.close()
 
 
 def test_a_teacher_works_in_a_browser(

@@ -7,11 +7,15 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grading
 import pytest
-from cluster import Cluster
+from cluster import Cluster, wait_for
 from hub import HubUser, SpawnFailed
+from playwright.sync_api import FrameLocator, Locator, Page, expect
+
+MINUTE = 60_000
 
 Users = Callable[[str], HubUser]
 
@@ -181,11 +185,15 @@ def test_students_of_another_course_see_nothing(
 
 
 def listed_as(cluster: Cluster, account: dict, path: str) -> list[str] | None:
-    """What a directory of the storage shows to an account, None if it is closed."""
+    """What a directory of the storage shows to an account, None if it is closed.
+
+    As the NFS server sees it, which asks the disk under the account's UID and groups.
+    """
     groups = ",".join(str(gid) for gid in account["groups"].values())
     who = ("setpriv", f"--reuid={account['uid']}", f"--regid={account['gid']}", f"--groups={groups}")
     script = 'ls -A "$1" 2>/dev/null || echo "(closed)"'
-    out = cluster.storage.run(*who, "sh", "-c", script, "sh", f"{cluster.storage_dir}/{path}").split("\n")
+    container = ("docker", "exec", cluster.nfs_container, *who)
+    out = cluster.storage.run(*container, "sh", "-c", script, "sh", f"/export/{path}").split("\n")
     return None if "(closed)" in out else [line for line in out if line]
 
 
@@ -249,7 +257,7 @@ def test_the_whole_round(member: Callable[[str, str], HubUser], handed_in: list[
         "algo1",
         "autograde ps1 --force",
         "generate_feedback ps1 --force",
-        "release_feedback ps1 --force",
+        "release_feedback ps1",
     )
     assert grading.scores(gina, "algo1", "ps1")["anna"] == 2
     assert ben.shell("cd && nbgrader fetch_feedback ps1 && ls ~/ps1/feedback/*/").split()[-1] == "ps1.html"
@@ -263,7 +271,9 @@ def test_what_is_collected_is_out_of_the_students_reach(
     grading.nbgrader(gina, "algo1", "collect ps1")
     collected = f"{cluster.storage_dir}/courses/algo1/grading/submitted/anna/ps1/ps1.ipynb"
     before = cluster.storage.run("sha256sum", collected)
-    anna.shell("echo {} > /srv/nbgrader/exchange/algo1/inbound/anna/*/ps1.ipynb")
+    anna.shell(
+        'for file in /srv/nbgrader/exchange/algo1/inbound/anna/*/ps1.ipynb; do echo {} > "$file"; done'
+    )
     grading.nbgrader(gina, "algo1", "collect ps1")
     assert cluster.storage.run("sha256sum", collected) == before
     _, account = cluster.accounts("GET", "/accounts/anna")
@@ -323,9 +333,11 @@ def test_sixty_submissions_are_collected_in_one_go(
     """Of sixty students, each from a box of its own."""
     gina = member("gina", "algo1")
     names = [f"many-{number:02}" for number in range(60)]
-    for name in names:
-        status, _ = cluster.accounts("PUT", f"/accounts/{name}", {"groups": ["students", "nbgrader-algo1"]})
-        assert status in (200, 201)
+    body = {"groups": ["students", "nbgrader-algo1"]}
+    made = cluster.accounts_all(
+        [{"method": "PUT", "path": f"/accounts/{name}", "body": body} for name in names]
+    )
+    assert {status for status, _ in made} <= {200, 201}
     source = next(name for name in grading.submissions(handed_in[1]) if name.startswith("ben+"))
     cluster.storage.run(
         *("sh", "-c"),
@@ -339,3 +351,80 @@ def test_sixty_submissions_are_collected_in_one_go(
     said = grading.nbgrader(gina, "algo1", "collect ps60")
     print(f"sixty submissions collected in {time.monotonic() - began:.1f} s")
     assert said.count("Collecting submission: many-") == len(names)
+
+
+# --- in the browser ---
+
+
+def test_a_round_in_the_browser(member: Callable[[str, str], HubUser], page: Page, screenshots: Path) -> None:
+    """Formgrader within JupyterLab and the list of assignments, each by its buttons."""
+    gina, anna = member("gina", "algo1"), member("anna", "algo1")
+    name = "browser"
+    grading.write_assignment(gina, "algo1", name)
+    open_lab(page, gina)
+    choose(page, "Formgrader")
+    formgrader = page.frame_locator("#formgrader-iframe iframe")
+    for column in ("assign", "release"):
+        press(formgrader, name, column)
+    page.screenshot(path=screenshots / "6-formgrader.png")
+
+    student = page.context.browser.new_context(
+        ignore_https_errors=True, viewport=page.viewport_size
+    ).new_page()
+    student.set_default_timeout(MINUTE)
+    open_lab(student, anna)
+    choose(student, "Assignment List")
+    assignment_button(student, name, "Fetch").click()
+    expect(assignment_button(student, name, "Submit")).to_be_visible()
+    grading.solve(anna, name, grading.RIGHT)
+    assignment_button(student, name, "Submit").click()
+    fetch_feedback = assignment_button(student, name, "Fetch Feedback")
+    expect(student.locator("#submitted_assignments_list_placeholder")).to_be_hidden()
+    student.screenshot(path=screenshots / "7-assignments.png")
+
+    press(formgrader, name, "collect")
+    row(formgrader, name).locator("td.num-submissions a").click()
+    press(formgrader, "anna", "autograde", "student-id")
+    expect(row(formgrader, "anna", "student-id").locator("td.score")).to_have_text("2 / 2")
+    page.screenshot(path=screenshots / "8-graded.png")
+    press(formgrader, "anna", "generate-feedback", "student-id")
+    press(formgrader, "anna", "release-feedback", "student-id")
+
+    student.locator("#refresh_submitted_list, button[title='Refresh submitted list']").first.click()
+    fetch_feedback.click()
+    wait_for("the feedback", lambda: "browser.html" in anna.shell("ls ~/browser/feedback/*/"), timeout=60)
+
+
+def open_lab(page: Page, user: HubUser) -> None:
+    """Log in, and go to the server that runs."""
+    page.goto(f"{user.url}/hub/login?next=%2Fuser%2F{user.name}%2Flab")
+    page.locator("#username_input").fill(user.name)
+    page.locator("#password_input").fill(user.password)
+    page.locator("#login_submit").click()
+    expect(page).to_have_url(re.compile(f"/user/{user.name}/lab"))
+
+
+def choose(page: Page, entry: str) -> None:
+    """Choose an entry of JupyterLab's menu of nbgrader."""
+    page.locator(".lm-MenuBar-item", has_text="Nbgrader").click()
+    page.locator(".lm-Menu-item", has_text=entry).first.click()
+
+
+def row(frame: FrameLocator, text: str, column: str = "name") -> Locator:
+    """The row of formgrader's table that has a text in a column."""
+    exactly = re.compile(f"^{re.escape(text)}$")
+    return frame.locator("tr").filter(has=frame.locator(f"td.{column}", has_text=exactly))
+
+
+def press(frame: FrameLocator, text: str, column: str, of: str = "name") -> None:
+    """Press the button in a column of a row, and close the window that says that it went well."""
+    row(frame, text, of).locator(f"td.{column} a").click()
+    expect(frame.locator("#success-modal, #error-modal")).to_be_visible()
+    assert frame.locator("#error-modal").count() == 0, frame.locator("#error-modal").inner_text()
+    frame.locator("#success-modal .modal-footer button").click()
+    expect(frame.locator("#success-modal")).to_have_count(0)
+
+
+def assignment_button(page: Page, name: str, label: str) -> Locator:
+    """A button of an assignment in the list of assignments."""
+    return page.locator(".list_item", has_text=name).get_by_role("button", name=label, exact=True)

@@ -349,13 +349,24 @@ class Cluster:
         Returns:
             Status and the answer, decoded if it is JSON.
         """
+        return self.accounts_all([{"method": method, "path": path, "body": body}])[0]
+
+    def accounts_all(self, requests: list[dict[str, Any]]) -> list[tuple[int, Any]]:
+        """Ask the accounts service one thing after the other, from inside its container.
+
+        Args:
+            requests: `method`, `path` and `body` of each, as `accounts` takes them.
+
+        Returns:
+            Status and answer of each.
+        """
         container = self.storage.container(self.service("accounts"))
-        request = json.dumps({"method": method, "path": path, "body": body})
         command = ("docker", "exec", "--interactive", container, "python3", "-c", ACCOUNTS_CLIENT)
-        answer = json.loads(self.storage.run(*command, stdin=request))
-        with contextlib.suppress(ValueError):
-            answer["text"] = json.loads(answer["text"])
-        return answer["status"], answer["text"]
+        answers = json.loads(self.storage.run(*command, stdin=json.dumps(requests)))
+        for answer in answers:
+            with contextlib.suppress(ValueError):
+                answer["text"] = json.loads(answer["text"])
+        return [(answer["status"], answer["text"]) for answer in answers]
 
 
 # Everything but SSH is dropped, before any other table sees it.
@@ -374,18 +385,20 @@ table inet campus_test {
 }
 """
 
-# Runs in the accounts container; the request comes on standard input, so that no name meets a shell.
+# Runs in the accounts container; the requests come on standard input, so that no name meets a shell.
 ACCOUNTS_CLIENT = """
 import json, sys, urllib.error, urllib.request
-asked = json.load(sys.stdin)
 token = open("/run/secrets/accounts_token").read().strip()
-request = urllib.request.Request(
-    "http://accounts:8080" + asked["path"], method=asked["method"],
-    data=None if asked["body"] is None else json.dumps(asked["body"]).encode(),
-    headers={"Authorization": "Bearer " + token, "Content-Type": "application/json"})
-try:
-    answer = urllib.request.urlopen(request, timeout=30)
-except urllib.error.HTTPError as error:
-    answer = error
-print(json.dumps({"status": answer.status, "text": answer.read().decode()}))
+answers = []
+for asked in json.load(sys.stdin):
+    request = urllib.request.Request(
+        "http://accounts:8080" + asked["path"], method=asked["method"],
+        data=None if asked["body"] is None else json.dumps(asked["body"]).encode(),
+        headers={"Authorization": "Bearer " + token, "Content-Type": "application/json"})
+    try:
+        answer = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as error:
+        answer = error
+    answers.append({"status": answer.status, "text": answer.read().decode()})
+print(json.dumps(answers))
 """
