@@ -32,6 +32,7 @@ ORDER = [
     "test_browser",
     "test_lifecycle",
     "test_identity",
+    "test_users",
     "test_image",
     "test_starts",
     "test_failures",
