@@ -33,6 +33,7 @@ ORDER = [
     "test_lifecycle",
     "test_identity",
     "test_users",
+    "test_status",
     "test_image",
     "test_starts",
     "test_failures",
