@@ -19,22 +19,27 @@ def changes(cluster: Cluster, *arguments: str, **asked: Any) -> int:
     return sum(host["changed"] for host in recap.values())
 
 
+def refusal(cluster: Cluster, **asked: Any) -> str:
+    """What the playbook says when it does not do what is asked, on one line."""
+    with pytest.raises(AssertionError) as raised:
+        changes(cluster, **asked)
+    return " ".join(str(raised.value).split())
+
+
 @pytest.mark.smoke
 def test_who_has_left_is_told(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     """Or, in a sentence, that the hub has no account that may ask."""
     for name in ("left-behind", "eve"):
         assert cluster.accounts("PUT", f"/accounts/{name}", {"groups": []})[0] in (200, 201)
     if not cluster.value("hub_ldap_search_user", ""):
-        with pytest.raises(AssertionError, match="no account that may search"):
-            changes(cluster)
+        assert "The hub has no account that may search" in refusal(cluster)
         return
     assert changes(cluster) == 0
-    told = capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
     assert "left-behind: not in the directory any more" in told
     assert "eve: in none of the groups that may use the hub" in told
     assert "alice:" not in told
-    with pytest.raises(AssertionError, match="users_lock names mallory, who has no account"):
-        changes(cluster, users_lock="mallory")
+    assert "users_lock names mallory, who has no account." in refusal(cluster, users_lock="mallory")
     assert changes(cluster, users_lock="left-behind", users_max_percent=100) > 0
     assert cluster.accounts("PUT", "/accounts/left-behind", {"groups": []})[0] == 403
     assert cluster.accounts("PUT", "/accounts/eve", {"groups": []})[0] == 200
@@ -74,12 +79,10 @@ def test_an_account_is_locked_archived_removed_and_back_again(
     cluster.storage.run("env", f"--chdir={archives}", "sha256sum", "--check", f"{archive}.sha256")
     assert changes(cluster, **lock) == 0
 
-    with pytest.raises(AssertionError, match="cannot be both"):
-        changes(cluster, users_unlock="carol", **lock)
+    assert "carol cannot be both locked and unlocked." in refusal(cluster, users_unlock="carol", **lock)
     cluster.storage.run("touch", f"{home}/kept/new")
     remove = {"users_delete_homes": "carol", "users_ask_directory": False}
-    with pytest.raises(AssertionError, match="changed since its last archive"):
-        changes(cluster, **remove)
+    assert "has changed since its last archive." in refusal(cluster, **remove)
     assert changes(cluster, **remove, users_lock="carol") > 0
     homes = cluster.storage.run("ls", "--almost-all", f"{cluster.storage_dir}/homes").split()
     assert [name for name in homes if name in ("carol", ".carol.removed")] == []
