@@ -97,10 +97,11 @@ def images_lines(servers, swarm, now):
                 known = found.setdefault(image["id"], {**image, "names": set(), "hosts": []})
                 known["names"] |= set(image["names"])
                 known["hosts"].append(host)
+    answering = sum(1 for answer in servers.values() if answer)
     rows = [["IMAGE", "AGE", "SIZE", "ON"]]
     for image in sorted(found.values(), key=lambda one: sorted(one["names"])):
         shown = min(image["names"], key=lambda name: ("@" in name, name), default=image["id"])
-        hosts = "all" if len(image["hosts"]) == len(servers) > 1 else ", ".join(image["hosts"])
+        hosts = "all" if len(image["hosts"]) == answering > 1 else ", ".join(image["hosts"])
         rows.append([short(shown), ago(now - image["created"]), size(image["size"]), hosts])
     everywhere = {name for image in found.values() for name in image["names"]}
     rows += [[short(name), "", "", "no server that answers"] for name in sorted(names - everywhere)]
@@ -175,8 +176,8 @@ def status_report(servers, addresses, certificates, url, now):
     lines += certificates_lines(certificates, now)
     lines += hub_lines(first(servers, "hub"), url)
     for host, answer in silent.items():
-        why = str(answer.get("msg") or "not asked").strip().splitlines()[-1]
-        lines.append(f"{host} does not answer, so nothing is known of its images: {why}")
+        why = str(answer.get("msg") or "not asked").strip().splitlines()[-1].rpartition("ssh: ")[2]
+        lines.append(f"{host} does not answer, so nothing is known of its images ({why}).")
     for host, answer in servers.items():
         if "error" in answer.get("engine", {}):
             lines.append(f"{host}: Docker does not answer: {answer['engine']['error']}")

@@ -26,8 +26,8 @@ def test_the_page_has_what_there_is(cluster: Cluster, capsys: pytest.CaptureFixt
         name = service["Spec"]["Name"]
         if "org.jupyterhub.user" not in service["Spec"].get("Labels", {}):
             assert any(line.startswith(f"{name} ") for line in lines), name
-    assert any(line.startswith("hub:") for line in lines)
-    assert any(line.startswith("notebook:") for line in lines)
+    assert any(line.startswith(("hub:", "hub@")) for line in lines)
+    assert any(line.startswith(("notebook:", "notebook@")) for line in lines)
     assert any(line.startswith(f"{cluster.storage_dir}: ") for line in lines)
     assert any(line.startswith("ca 20") for line in lines)
     assert any(line.startswith("Hub: https://") and " answers in " in line for line in lines)

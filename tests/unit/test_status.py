@@ -138,7 +138,7 @@ def answers() -> dict[str, Any]:
     }
     return {
         "node1": manager,
-        "three": {"unreachable": True, "msg": "Failed to connect: Connection timed out"},
+        "three": {"unreachable": True, "msg": "Task failed: ssh: connect to host 192.0.2.13: timed out"},
     }
 
 
@@ -173,7 +173,7 @@ def test_the_page():
     assert "old 2026-01-01 EXPIRED" in lines
     assert "registry missing" in lines
     assert "Hub: https://hub.test/ answers in 0.04 s" in lines
-    assert lines[-1].startswith("three does not answer, so nothing is known of its images: Failed to connect")
+    assert lines[-1].startswith("three does not answer, so nothing is known of its images (connect to host")
 
 
 def test_nobody_answers():
@@ -181,7 +181,7 @@ def test_nobody_answers():
     assert "Swarm: no manager answers" in lines
     assert "the storage node does not answer" in lines
     assert "Hub: https://hub.test/ does not answer (no manager could be asked)" in lines
-    assert lines[-1] == "three does not answer, so nothing is known of its images: docker is missing"
+    assert lines[-1] == "three does not answer, so nothing is known of its images (docker is missing)."
 
 
 def test_troubles_are_told():
