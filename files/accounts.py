@@ -12,6 +12,8 @@ as well, so that an account is real to it (``id alice``) as soon as it is writte
     user's groups from all lines, so joining a group is one appended line however large the group is;
     ``getent group NAME`` shows the first line only. Leaving a group replaces the file (write, fsync, rename).
 
+``locked/account`` is an empty file that keeps the user from starting servers (lock.py, playbooks/users.yml).
+
 Rules of that format, from libnss-extrausers 0.6 (passwd.c, group.c): ids below 500 are ignored, one
 malformed line makes all later ones unreadable, and a line must end in a newline. NFS-Ganesha's first try has
 a buffer of 1,024 bytes, so lines stay shorter than that.
@@ -565,7 +567,7 @@ class Index:
         return {self.by_gid[gid].name: gid for gid in sorted(gids) if gid in self.by_gid}
 
     def describe(self, account: Account) -> dict[str, object]:
-        """Returns an account as the API shows it."""
+        """Returns what the two files say of an account."""
         return {
             "username": account.username,
             "account": account.account,
@@ -626,7 +628,7 @@ class Store:
         account = index.by_username.get(request.username)
         if account is None:
             return None
-        self._check_ids(account, request)
+        self._check_usable(account, request)
         if account.uid == account.gid and account.account not in index.private:
             return None
         if request.groups is not None and set(index.groups_of(account)) - self._kept(index, account) != set(
@@ -644,7 +646,32 @@ class Store:
         """Where renumber.py keeps what it is about to do; the account waits as long as it is there."""
         return Path(self.settings.state_dir, "renumber", account.account)
 
-    def _check_ids(self, account: Account, request: Request) -> None:
+    def lock_file(self, account: Account) -> Path:
+        """The empty file that locks the account for as long as it is there.
+
+        Not the shell's field of passwd: lines there are only ever appended, and renumber.py writes them anew.
+        To make or to remove one file is a single step that a crash cannot halve, needs nobody to wait for
+        anybody, and is seen by the next request.
+        """
+        return Path(self.settings.state_dir, "locked", account.account)
+
+    def locked(self, account: Account) -> str:
+        """Since which day the account is locked; empty if it is not."""
+        try:
+            return time.strftime("%Y-%m-%d", time.gmtime(self.lock_file(account).stat().st_mtime))
+        except FileNotFoundError:
+            return ""
+
+    def describe(self, account: Account) -> dict[str, object]:
+        """Returns an account as the API shows it."""
+        return self.index().describe(account) | {"locked": bool(self.locked(account))}
+
+    def _check_usable(self, account: Account, request: Request) -> None:
+        if since := self.locked(account):
+            raise RefusedError(
+                403,
+                f"The account {account.account} is locked since {since}; an administrator can unlock it.",
+            )
         if self.journal(account).exists():
             raise RefusedError(
                 409, f"The files of the account {account.account} are being moved to another UID."
@@ -841,7 +868,7 @@ class Store:
         if account is None:
             account = self._new_account(index, changes, request, homes)
         else:
-            self._check_ids(account, request)
+            self._check_usable(account, request)
         if account.uid == account.gid and account.account not in index.private:
             index.private.add(account.account)
             changes.group.append(f"{account.account}:x:{account.gid}:\n")
@@ -1235,17 +1262,16 @@ class Service:
 
     async def get_all(self, _request: web.Request) -> web.Response:
         """GET /accounts: all of them."""
-        index = self.store.index()
-        return web.json_response({"accounts": [index.describe(one) for one in index.by_username.values()]})
+        accounts = self.store.index().by_username.values()
+        return web.json_response({"accounts": [self.store.describe(one) for one in accounts]})
 
     async def get(self, request: web.Request) -> web.Response:
         """GET /accounts/{username}: one of them, or 404."""
         username = clean_name(request.match_info["username"])
-        index = self.store.index()
-        account = index.by_username.get(username)
+        account = self.store.index().by_username.get(username)
         if account is None:
             raise RefusedError(404, f"There is no account of the name {username!r}.")
-        return web.json_response(index.describe(account))
+        return web.json_response(self.store.describe(account))
 
     async def put(self, request: web.Request) -> web.Response:
         """PUT /accounts/{username}: makes it true, 201 if the account is new.
@@ -1271,7 +1297,7 @@ class Service:
             account, created = await self._write(wanted)
             if known and self.store.index().groups_of(account) != before:
                 self._regrouped[account.account] = time.monotonic()
-        answer = self.store.index().describe(account)
+        answer = self.store.describe(account)
         return web.json_response(answer | self._settle(account), status=201 if created else 200)
 
     def _settle(self, account: Account) -> dict[str, float]:

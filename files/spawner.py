@@ -1109,6 +1109,9 @@ class NfsSwarmSpawner(SwarmSpawner):
         if code == 400:
             message = f"Your user name cannot get a storage account: {said[:200]}."
             return SpawnFailed(message, reason="account", detail=detail, status_code=403)
+        if code == 403:
+            message = f"Your account is locked, so no server was started: {said[:200]}."
+            return SpawnFailed(message, reason="account", detail=detail, status_code=403)
         if code == 404:
             message = "There is no storage account yet: the user has to log in once before."
             return SpawnFailed(message, reason="account", detail=detail, status_code=403)
@@ -1133,6 +1136,10 @@ class NfsSwarmSpawner(SwarmSpawner):
         """
         try:
             account = json.loads(answer)
+            if account.get("locked"):
+                # asked for without making it (directory_unknown), so nothing has refused it yet
+                message = "This account is locked, so no server was started; an administrator can unlock it."
+                raise SpawnFailed(message, reason="account", status_code=403)
             return self._checked(account)
         except (ValueError, TypeError, AttributeError) as error:
             message = "The account service gave no usable account."

@@ -33,6 +33,8 @@ ORDER = [
     "test_browser",
     "test_lifecycle",
     "test_identity",
+    "test_users",
+    "test_status",
     "test_image",
     "test_courses",
     "test_starts",

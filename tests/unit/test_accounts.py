@@ -85,6 +85,7 @@ async def test_a_new_user_gets_an_account_and_a_home(site):
         "gid": 100000,
         "groups": {"students": 20001},
         "home": "/homes/alice",
+        "locked": False,
     }
     home = (site.homes / "alice").stat()
     assert (home.st_uid, home.st_gid, stat.S_IMODE(home.st_mode)) == (100000, 100000, 0o700)

@@ -6,8 +6,6 @@ import asyncio
 import ssl
 import threading
 import unicodedata
-from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 from typing import ClassVar
 from unittest.mock import Mock
@@ -21,103 +19,18 @@ from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.spawner import Spawner, SpawnException
 from jupyterhub.user import User
 from ldap3.core import results
-from ldap3.core.exceptions import LDAPSocketOpenError, LDAPSocketReceiveError
-from ldap3.utils.dn import escape_rdn
+from ldap_directory import (
+    BASE,
+    GROUPS,
+    ODD_NAMES,
+    PEOPLE,
+    SEARCH_DN,
+    Directory,
+    found,
+    person_dn,
+)
 from ldapauthenticator.ldapauthenticator import TlsStrategy
 from tornado import web
-
-BASE = "dc=campus,dc=example"
-PEOPLE = f"ou=people,{BASE}"
-SEARCH_DN = f"cn=search,{BASE}"
-GROUPS = {name: f"cn={name},ou=groups,{BASE}" for name in ("students", "teachers", "hub-admins")}
-ODD_NAMES = ["o'brien", "Jörg", "a.b+c@example.org", "*)(uid=*", "a,b\\c", "-rf", "root", "12345", "#hash"]
-
-
-def person_dn(name: str) -> str:
-    """Return the DN of a person."""
-    return f"uid={escape_rdn(name)},{PEOPLE}"
-
-
-class Directory:
-    """A directory in memory, behind one or more addresses."""
-
-    def __init__(self) -> None:
-        """Fill it with the demo users and some odd ones."""
-        self.down: set[str] = set()
-        # Servers that take a connection and answer no search.
-        self.hung: set[str] = set()
-        # Servers that answer every bind with a result code.
-        self.bind_codes: dict[str, int] = {}
-        # What ldap3's directory in memory cannot do: base, filter and attributes → result code and entries.
-        self.says: Callable[[str, str, list[str]], tuple[int, list[dict]] | None] = lambda *_: None
-        self.asked: list[str] = []
-        self.threads: set[str] = set()
-        self.entries = {SEARCH_DN: {"objectClass": "organizationalRole", "userPassword": "search-password"}}
-        for name in ["alice", "tina", "ada", "eve", *ODD_NAMES]:
-            self.add(name)
-        self.add("carol", uidNumber="5003", gidNumber="5003")
-        members = {
-            "students": ["alice", "carol", *ODD_NAMES],
-            "teachers": ["tina", "ada"],
-            "hub-admins": ["ada"],
-        }
-        for group, names in members.items():
-            self.entries[GROUPS[group]] = {
-                "objectClass": "groupOfNames",
-                "member": [person_dn(name) for name in names],
-            }
-
-    def add(self, name: str, **attributes: str | list[str]) -> None:
-        """Add a person whose password is the name and `-password`."""
-        entry = {"objectClass": "inetOrgPerson", "uid": name, "userPassword": f"{name}-password"}
-        self.entries[person_dn(name)] = entry | attributes
-
-    def open(self, address: str, userdn: str | None, password: str | None) -> ldap3.Connection:
-        """Stand in for the authenticator's way to a server."""
-        self.asked.append(address)
-        self.threads.add(threading.current_thread().name)
-        if address in self.down:
-            raise LDAPSocketOpenError("connection refused")
-        connection = ldap3.Connection(
-            ldap3.Server("memory", get_info=ldap3.NONE),
-            user=userdn,
-            password=password,
-            client_strategy=ldap3.MOCK_SYNC,
-            check_names=False,
-        )
-        for dn, attributes in self.entries.items():
-            connection.strategy.add_entry(dn, dict(attributes))
-        connection.open()
-        if address in self.hung:
-            connection.search = raise_hung
-        else:
-            connection.search = partial(self.search, connection, connection.search)
-        if address in self.bind_codes:
-            connection.bind = lambda: setattr(connection, "result", answer(self.bind_codes[address]))
-        return connection
-
-    def search(self, connection, memory, base, search_filter, scope, attributes) -> None:
-        """Answer a search: as the test says, else from memory."""
-        said = self.says(base, search_filter, attributes)
-        if said is None:
-            memory(base, search_filter, scope, attributes=attributes)
-        else:
-            connection.result, connection.response = answer(said[0]), said[1]
-
-
-def found(dn: str, **attributes: list[bytes]) -> dict:
-    """Return an entry as ldap3 has it."""
-    return {"type": "searchResEntry", "dn": dn, "raw_attributes": attributes}
-
-
-def raise_hung(*_args, **_more):
-    """Stand in for the search of a server that does not answer."""
-    raise LDAPSocketReceiveError("timed out")
-
-
-def answer(code: int) -> dict:
-    """Return the end of an operation as ldap3 has it."""
-    return {"result": code, "description": results.RESULT_CODES[code], "message": "", "referrals": None}
 
 
 @pytest.fixture

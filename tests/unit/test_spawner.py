@@ -672,6 +672,13 @@ async def test_unusable_accounts_are_refused(change):
         make().check_account(b"<html>")
 
 
+async def test_a_locked_account_that_was_only_looked_up_starts_nothing():
+    """An administrator starts the server of somebody who is locked and never logged in."""
+    with pytest.raises(SpawnFailed, match="is locked"):
+        await make(account={**ACCOUNT, "locked": True}).get_account()
+    assert await make(account={**ACCOUNT, "locked": False}).get_account()
+
+
 @pytest.mark.parametrize(
     ("code", "body", "message", "status"),
     [
@@ -685,6 +692,7 @@ async def test_unusable_accounts_are_refused(change):
             403,
         ),
         (409, b'{"reason": "playbooks/renumber.yml moves its files."}', "playbooks/renumber.yml moves", 409),
+        (403, b'{"reason": "The account alice is locked since today."}', "locked since today.", 403),
         (404, b'{"reason": "There is no account alice."}', "has to log in once before", 403),
         (401, b'{"reason": "The bearer token is missing."}', "could not get your storage account", 503),
         (500, b"[]", "could not get your storage account", 503),

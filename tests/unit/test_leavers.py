@@ -1,0 +1,220 @@
+"""Who has left, against a directory in memory; and what a directory in trouble must never be taken for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import leavers
+import pytest
+from authenticator import CampusLDAPAuthenticator
+from ldap3.core import results
+from ldap_directory import GROUPS, ODD_NAMES, PEOPLE, SEARCH_DN, Directory, person_dn
+from leavers import GONE, NOT_ALLOWED, PRESENT
+
+WAYS = {
+    "template": {"bind_dn_template": [f"uid={{username}},ou=nobody,{PEOPLE}", f"uid={{username}},{PEOPLE}"]},
+    "search": {
+        "lookup_dn": True,
+        "lookup_dn_search_user": SEARCH_DN,
+        "lookup_dn_search_password": "search-password",
+        "user_search_base": PEOPLE,
+    },
+}
+
+
+@pytest.fixture
+def directory() -> Directory:
+    """Make a directory for one test."""
+    return Directory()
+
+
+@pytest.fixture(params=["search", "template"])
+def make(request, directory, monkeypatch):
+    """Make authenticators for the directory, which finds users by searches for some of them, or by DNs."""
+    monkeypatch.setattr(leavers, "BATCH", 4)
+
+    def build(**more) -> CampusLDAPAuthenticator:
+        settings = {"server_addresses": ["one", "two"], "role_groups": GROUPS}
+        authenticator = CampusLDAPAuthenticator(**settings | WAYS[request.param] | more)
+        monkeypatch.setattr(authenticator, "_open", directory.open)
+        return authenticator
+
+    build.way = request.param
+    return build
+
+
+async def test_present_gone_and_not_allowed_are_told_apart(make):
+    said = await leavers.sort(make(), ["alice", "mallory", "eve", "tina", "ada"])
+    assert said == {"alice": PRESENT, "mallory": GONE, "eve": NOT_ALLOWED, "tina": PRESENT, "ada": PRESENT}
+
+
+async def test_names_are_data(make):
+    """Asked for as the hub calls them, in lower case."""
+    names = [name.lower() for name in ODD_NAMES]
+    assert await leavers.sort(make(), names) == dict.fromkeys(names, PRESENT)
+    assert await leavers.sort(make(), ["alice", "a*", "*)(uid=*))"]) == {
+        "alice": PRESENT,
+        "a*": GONE,
+        "*)(uid=*))": GONE,
+    }
+
+
+async def test_one_connection_for_all(make, directory):
+    await leavers.sort(make(), ["alice", "tina", "ada", "carol", *(f"gone-{number}" for number in range(40))])
+    assert directory.asked == ["one"]
+
+
+async def test_nobody_to_ask_about(make):
+    assert await leavers.sort(make(), []) == {}
+
+
+async def test_allowed_by_name_or_by_some_groups_only(make):
+    assert (await leavers.sort(make(allowed_users={"eve"}), ["eve"])) == {"eve": PRESENT}
+    said = await leavers.sort(make(allowed_roles=["teachers"]), ["alice", "tina"])
+    assert said == {"alice": NOT_ALLOWED, "tina": PRESENT}
+
+
+async def test_member_of(make, directory):
+    directory.add("eve", memberOf=[GROUPS["teachers"]])
+    said = await leavers.sort(make(membership="memberof"), ["eve", "alice", "mallory"])
+    assert said == {"eve": PRESENT, "alice": NOT_ALLOWED, "mallory": GONE}
+
+
+async def test_a_search_filter_leaves_users_out(make):
+    authenticator = make(search_filter="(&({userattr}={username})(uidNumber=*))")
+    assert await leavers.sort(authenticator, ["carol", "alice", "mallory"]) == {
+        "carol": PRESENT,
+        "alice": NOT_ALLOWED,
+        "mallory": GONE,
+    }
+
+
+async def test_a_user_with_another_name_at_the_hub(make):
+    authenticator = make(username_map={"alice": "wonder"})
+    assert await leavers.sort(authenticator, ["wonder", "tina"]) == {"wonder": PRESENT, "tina": PRESENT}
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_in_doubt_a_user_is_present(make, directory):
+    """An alias, and a name that two entries have: neither could log in, and neither has left."""
+    directory.add("alice", uid=["al", "alice"])
+    directory.entries[f"uid=tina,ou=staff,{PEOPLE}"] = {"objectClass": "inetOrgPerson", "uid": "tina"}
+    assert await leavers.sort(make(), ["al", "tina"]) == {"al": PRESENT, "tina": PRESENT}
+
+
+# --- a directory in trouble
+
+
+async def fails(authenticator: CampusLDAPAuthenticator, sentence: str) -> None:
+    """Asking ends with a sentence, and with no answer."""
+    with pytest.raises(leavers.CannotAskError, match=sentence) as raised:
+        await leavers.sort(authenticator, ["alice", "tina", "mallory"])
+    assert str(raised.value).endswith(".")
+
+
+async def test_no_server_answers(make, directory):
+    directory.down = {"one", "two"}
+    await fails(make(), "does not answer")
+
+
+async def test_a_server_that_fails_halfway_is_left_for_the_next_one(make, directory):
+    directory.hung = {"one"}
+    said = await leavers.sort(make(), ["alice", "tina", "mallory"])
+    assert said == {"alice": PRESENT, "tina": PRESENT, "mallory": GONE}
+    directory.hung = {"one", "two"}
+    await fails(make(), "does not answer")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        results.RESULT_OPERATIONS_ERROR,
+        results.RESULT_SIZE_LIMIT_EXCEEDED,
+        results.RESULT_REFERRAL,
+        results.RESULT_INSUFFICIENT_ACCESS_RIGHTS,
+        results.RESULT_ADMIN_LIMIT_EXCEEDED,
+    ],
+)
+@pytest.mark.parametrize("below", [PEOPLE, GROUPS["students"]])
+async def test_half_an_answer_is_none(make, directory, code, below):
+    directory.says = lambda base, *_: (code, []) if base.endswith(below) else None
+    await fails(make(), "cannot be asked who has left")
+
+
+async def test_a_group_that_is_not_there_has_not_lost_its_members(make, directory):
+    del directory.entries[GROUPS["teachers"]]
+    await fails(make(), "cn=teachers")
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_a_base_that_is_not_there_has_not_lost_its_users(make, directory):
+    directory.says = lambda base, *_: (
+        (results.RESULT_NO_SUCH_OBJECT, []) if base.lower() == PEOPLE.lower() else None
+    )
+    await fails(make(), "cannot be asked who has left")
+
+
+async def test_a_directory_that_shows_nobody(make, directory):
+    """As one does to those who may not read it."""
+    for name in ("alice", "tina"):
+        del directory.entries[person_dn(name)]
+    await fails(make(), "shows none of 3 users")
+
+
+@pytest.mark.parametrize("make", ["template"], indirect=True)
+async def test_an_anonymous_question_that_is_refused(make, directory, monkeypatch):
+    directory.bind_codes = {"one": results.RESULT_INAPPROPRIATE_AUTHENTICATION}
+    await fails(make(), "no account that may search")
+    directory.bind_codes = {}
+    directory.says = lambda *_: (results.RESULT_INSUFFICIENT_ACCESS_RIGHTS, [])
+    await fails(make(), "no account that may search")
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_a_search_account_that_is_refused(make):
+    await fails(make(lookup_dn_search_password="wrong"), "refuses the account that looks users up")
+
+
+# --- as it is run
+
+
+def test_the_hubs_own_configuration(tmp_path: Path):
+    config = tmp_path / "jupyterhub_config.py"
+    config.write_text(
+        "c = get_config()\n"
+        "c.JupyterHub.authenticator_class = 'authenticator.CampusLDAPAuthenticator'\n"
+        "c.CampusLDAPAuthenticator.server_addresses = ['ldap.test']\n"
+    )
+    assert leavers.load_authenticator(config).server_addresses == ["ldap.test"]
+    config.write_text(
+        "c = get_config()\nc.JupyterHub.authenticator_class = 'jupyterhub.auth.PAMAuthenticator'\n"
+    )
+    with pytest.raises(leavers.CannotAskError, match="PAMAuthenticator"):
+        leavers.load_authenticator(config)
+
+
+def test_the_program_ends_with_a_sentence(tmp_path: Path, root: Path):
+    config = tmp_path / "jupyterhub_config.py"
+    config.write_text(
+        "c = get_config()\n"
+        "c.JupyterHub.authenticator_class = 'authenticator.CampusLDAPAuthenticator'\n"
+        "c.CampusLDAPAuthenticator.server_addresses = ['127.0.0.1:1']\n"
+        "c.LDAPAuthenticator.server_address = 'ldap.test'\n"
+        "c.LDAPAuthenticator.bind_dn_template = ['uid={username}']\n"
+        f"c.CampusLDAPAuthenticator.role_groups = {{'students': '{GROUPS['students']}'}}\n"
+    )
+    code = f"import leavers, pathlib; leavers.CONFIG = pathlib.Path({str(config)!r}); leavers.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root / "files",
+        input=json.dumps(["alice"]),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("The directory does not answer: ")
+    assert done.stderr.count("\n") == 1
