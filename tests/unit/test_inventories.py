@@ -23,7 +23,7 @@ def known() -> set[str]:
         for entry in yaml.safe_load(path.read_text())["argument_specs"].values():
             found |= {*entry.get("options", {})}
     for path in (ROOT / "playbooks").rglob("*.yml"):
-        found |= {*re.findall(r"\bcampus_\w+", path.read_text())}
+        found |= {*re.findall(r"\bcampus_\w+|\bcourses\b", path.read_text())}
     return found
 
 
