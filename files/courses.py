@@ -19,7 +19,7 @@ from datetime import UTC, date, datetime
 from html import escape
 from pathlib import Path
 
-from spawner import LABEL, NfsSwarmSpawner, SpawnFailed
+from spawner import LABEL, NfsSwarmSpawner, SpawnFailed, printable
 from traitlets import Dict, List, TraitError, Unicode, default, validate
 
 STUDENT, GRADER = "student", "grader"
@@ -175,23 +175,19 @@ class CourseSpawner(NfsSwarmSpawner):
         A named server that is called like a course is that course's. Else the user's choice decides, of which
         an empty text is one, too: none. Who has a single course was not asked.
 
+        A choice that the user does not have (any more) counts as none made: the hub repeats the last start's
+        options where nobody gives new ones, and that may have been in another semester.
+
         Returns:
             (course, role), or (None, None).
-
-        Raises:
-            SpawnFailed: the user does not have the course that was asked for.
         """
         mine = self.my_courses
         wanted = self.name if self.name in mine else self.user_options.get("course")
+        if wanted and not (isinstance(wanted, str) and wanted in mine):
+            self.log.warning("%s does not have the course %s", self._log_name, printable(repr(wanted)))
+            wanted = None
         if wanted is None and len(mine) == 1:
             return next(iter(mine.values()))
-        if wanted and wanted not in mine:
-            raise SpawnFailed(
-                "You are not in this course, or it is closed.",
-                reason="course",
-                detail=f"asked for {wanted!r}",
-                status_code=403,
-            )
         return mine.get(wanted or "", (None, None))
 
     # -- the start page --
@@ -239,8 +235,21 @@ class CourseSpawner(NfsSwarmSpawner):
 
         Args:
             formdata: lists of texts by field.
+
+        Raises:
+            SpawnFailed: the user does not have the course that was asked for.
         """
-        return {"course": formdata["course"][0]} if formdata.get("course") else {}
+        if not formdata.get("course"):
+            return {}
+        wanted = formdata["course"][0]
+        if wanted and wanted not in self.my_courses:
+            raise SpawnFailed(
+                "You are not in this course, or it is closed.",
+                reason="course",
+                detail=f"asked for {wanted!r}",
+                status_code=403,
+            )
+        return {"course": wanted}
 
     # -- what a server gets --
 
