@@ -68,7 +68,7 @@ def released(member: Callable[[str, str], HubUser]) -> HubUser:
     """A grader of algo1 who has released the assignment ps1."""
     gina = member("gina", "algo1")
     grading.write_assignment(gina, "algo1", "ps1")
-    grading.nbgrader(gina, "algo1", "generate_assignment ps1", "release_assignment ps1")
+    grading.nbgrader(gina, "algo1", "generate_assignment ps1 --force", "release_assignment ps1 --force")
     return gina
 
 
@@ -77,7 +77,7 @@ def handed_in(member: Callable[[str, str], HubUser], released: HubUser) -> list[
     """Students of algo1 who have handed in, the second with a wrong solution."""
     students = [member("anna", "algo1"), member("ben", "algo1")]
     for student, solution in zip(students, (grading.RIGHT, grading.WRONG), strict=True):
-        student.shell("cd && nbgrader fetch_assignment ps1")
+        student.shell("cd && rm -rf ps1 && nbgrader fetch_assignment ps1")
         assert "HIDDEN" not in student.shell("cat ~/ps1/ps1.ipynb")
         grading.solve(student, "ps1", solution)
         student.shell("cd && nbgrader submit ps1")
@@ -348,7 +348,7 @@ def test_sixty_submissions_are_collected_in_one_go(
         *("sh", f"{cluster.storage_dir}/exchange/algo1/inbound", source),
     )
     grading.write_assignment(gina, "algo1", "ps60")
-    grading.nbgrader(gina, "algo1", "generate_assignment ps60")
+    grading.nbgrader(gina, "algo1", "generate_assignment ps60 --force")
     began = time.monotonic()
     said = grading.nbgrader(gina, "algo1", "collect ps60")
     print(f"sixty submissions collected in {time.monotonic() - began:.1f} s")
