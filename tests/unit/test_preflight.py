@@ -554,7 +554,8 @@ RULES = {
         {"campus_directory": True, "directory_groups": [{"name": "students", "members": ["zoe"]}]},
         "directory_groups has members that are not in directory_users: zoe",
     ),
-    "hub": ({"hub_notebook_image": "nonesuch"}, "hub_notebook_image and hub_notebook_images name nonesuch"),
+    "hub": ({"hub_notebook_image": "nonesuch"}, "and hub_course_grader_image name nonesuch"),
+    "courses": ({"courses": [{"name": "Algo 1"}]}, "courses: 'Algo 1' is no name: small letters"),
     "edge": ({"edge_tls": "site", "edge_key": ""}, "edge_certificate and edge_key must hold"),
 }
 
