@@ -6,6 +6,7 @@ import html
 import json
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -333,7 +334,7 @@ def test_sixty_submissions_are_collected_in_one_go(
     cluster: Cluster, member: Callable[[str, str], HubUser], handed_in: list[HubUser]
 ) -> None:
     """Of sixty students, each from a box of its own."""
-    gina = member("gina", "algo1")
+    gina, assignment = member("gina", "algo1"), f"many-{uuid.uuid4().hex[:6]}"
     names = [f"many-{number:02}" for number in range(60)]
     body = {"groups": ["students", "nbgrader-algo1"]}
     made = cluster.accounts_all(
@@ -343,14 +344,14 @@ def test_sixty_submissions_are_collected_in_one_go(
     source = next(name for name in grading.submissions(handed_in[1]) if name.startswith("ben+"))
     cluster.storage.run(
         *("sh", "-c"),
-        'cd "$1" && for box in many-*; do copy="$box/$box+ps60+${2#ben+ps1+}" && cp -r "ben/$2" "$copy" && '
+        'cd "$1" && for box in many-*; do copy="$box/$box+$3+${2#ben+ps1+}" && cp -r "ben/$2" "$copy" && '
         'chown -R "$(stat -c %u:%g "$box")" "$copy"; done',
-        *("sh", f"{cluster.storage_dir}/exchange/algo1/inbound", source),
+        *("sh", f"{cluster.storage_dir}/exchange/algo1/inbound", source, assignment),
     )
-    grading.write_assignment(gina, "algo1", "ps60")
-    grading.nbgrader(gina, "algo1", "generate_assignment ps60 --force")
+    grading.write_assignment(gina, "algo1", assignment)
+    grading.nbgrader(gina, "algo1", f"generate_assignment {assignment}")
     began = time.monotonic()
-    said = grading.nbgrader(gina, "algo1", "collect ps60")
+    said = grading.nbgrader(gina, "algo1", f"collect {assignment}")
     print(f"sixty submissions collected in {time.monotonic() - began:.1f} s")
     assert said.count("Collecting submission: many-") == len(names)
 
@@ -361,7 +362,7 @@ def test_sixty_submissions_are_collected_in_one_go(
 def test_a_round_in_the_browser(member: Callable[[str, str], HubUser], page: Page, screenshots: Path) -> None:
     """Formgrader within JupyterLab and the list of assignments, each by its buttons."""
     gina, anna = member("gina", "algo1"), member("anna", "algo1")
-    name = "browser"
+    name = f"browser-{uuid.uuid4().hex[:6]}"
     grading.write_assignment(gina, "algo1", name)
     open_lab(page, gina)
     choose(page, "Formgrader")
@@ -394,7 +395,7 @@ def test_a_round_in_the_browser(member: Callable[[str, str], HubUser], page: Pag
 
     student.locator("#refresh_submitted_list, button[title='Refresh submitted list']").first.click()
     fetch_feedback.click()
-    wait_for("the feedback", lambda: "browser.html" in anna.shell("ls ~/browser/feedback/*/"), timeout=60)
+    wait_for("the feedback", lambda: f"{name}.html" in anna.shell(f"ls ~/{name}/feedback/*/"), timeout=60)
 
 
 def open_lab(page: Page, user: HubUser) -> None:
