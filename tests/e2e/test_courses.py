@@ -286,19 +286,20 @@ def test_what_is_collected_is_out_of_the_students_reach(
 def test_forged_submissions_are_not_collected(
     cluster: Cluster, member: Callable[[str, str], HubUser], handed_in: list[HubUser]
 ) -> None:
-    """One in another's name, one that is a link, and one with a link to what only graders may read."""
+    """In another's name, a link, with a link to what only graders read, without a time; others go on."""
     anna, gina = handed_in[0], member("gina", "algo1")
     anna.shell(
         "cd /srv/nbgrader/exchange/algo1/inbound/anna && time='2030-01-01 00:00:00.000000 UTC' && "
         'mkdir "ben+ps1+$time+x" "anna+ps1+$time+y" && '
         'ln -s /srv/courses/algo1/grading/source/ps1/ps1.ipynb "anna+ps1+$time+y/ps1.ipynb" && '
         'echo "$time" | tee "ben+ps1+$time+x/timestamp.txt" > "anna+ps1+$time+y/timestamp.txt" && '
-        'ln -s /srv/courses/algo1/grading/source/ps1 "anna+ps1+$time+z"'
+        'ln -s /srv/courses/algo1/grading/source/ps1 "anna+ps1+$time+z" && mkdir "anna+ps1+garbage+2030"'
     )
     said = grading.nbgrader(gina, "algo1", "collect ps1 --update")
     assert "claims to be somebody else's than anna's" in said
     assert "is neither a file nor a directory" in said
     assert "it is no directory" in said
+    assert "there is no time in its name" in said
     times = cluster.storage.run(
         "sh",
         "-c",

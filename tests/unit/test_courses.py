@@ -471,6 +471,9 @@ def test_submissions_that_are_refused(exchange, submission):
     other = box / submission.name.replace("anna", "ben")
     other.mkdir()
     assert "somebody else's" in exchange.refusal(box, other)
+    for name in ("anna+ps1", "anna+ps1+yesterday+x", "anna+ps1++x"):
+        (box / name).mkdir()
+        assert exchange.refusal(box, box / name) == "there is no time in its name"
     link = box / f"{submission.name}y"
     link.symlink_to(other)
     assert exchange.refusal(box, link) == "it is no directory"
@@ -479,6 +482,20 @@ def test_submissions_that_are_refused(exchange, submission):
     (submission / "data/secret").unlink()
     os.mkfifo(submission / "pipe")
     assert "'pipe' in it" in exchange.refusal(box, submission)
+
+
+def test_what_is_a_secret(exchange, tmp_path):
+    """A name's part of the feedback: nothing that is not as nbgrader makes it."""
+    file = tmp_path / "submission_secret.txt"
+    assert not exchange.is_secret(file)
+    for content, good in ((b"ab" * 64, True), (b"../../x", False), (b"", False), (b"\xff" * 64, False)):
+        file.write_bytes(content)
+        assert exchange.is_secret(file) is good
+    file.unlink()
+    file.mkdir()
+    assert not exchange.is_secret(file)
+    exchange.write_plain(file, "text")
+    assert file.read_text() == "text"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")

@@ -13,6 +13,8 @@ The hub says in the environment which course a server is for (files/courses.py).
 """
 
 import os
+import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -146,10 +148,17 @@ class Collect(ExchangeCollect):
         super().init_src()
 
     def do_copy(self, src, dest, log=None):
-        """Copy plain files only: what was checked may have been exchanged for a symlink since."""
+        """Copy plain files only: what was checked may have been exchanged for a symlink since.
+
+        nbgrader goes by two files that are the student's, and stops for all when it cannot read one. So the
+        time is that of the name, which was checked, and who hands in no secret gets one that nobody knows.
+        """
         with tempfile.TemporaryDirectory(prefix="submission-") as stage:
             copied = Path(stage, "submission")
             copy_plain(Path(src).resolve(), copied)
+            write_plain(copied / "timestamp.txt", Path(src).name.rsplit("+", 3)[2])
+            if not is_secret(copied / "submission_secret.txt"):
+                write_plain(copied / "submission_secret.txt", secrets.token_hex(64))
             super().do_copy(copied, dest, log)
 
 
@@ -166,6 +175,8 @@ def refusal(box, submission):
     found, owner = submission.lstat(), box.lstat().st_uid
     if not submission.name.startswith(f"{box.name}+"):
         return f"it claims to be somebody else's than {box.name}'s"
+    if time_in_name(submission) is None:
+        return "there is no time in its name"
     if not stat.S_ISDIR(found.st_mode):
         return "it is no directory"
     if found.st_uid != owner:
@@ -178,6 +189,18 @@ def refusal(box, submission):
     return ""
 
 
+def time_in_name(submission):
+    """The time in a submission's name, in UTC and without a zone as nbgrader has it; None if there is none.
+
+    Args:
+        submission: its path, called STUDENT+ASSIGNMENT+TIME+RANDOM.
+    """
+    try:
+        return parse_utc(submission.name.rsplit("+", 3)[2])
+    except (IndexError, OverflowError, TypeError, ValueError):
+        return None
+
+
 def changed_after(submission):
     """How long after the time in its name a submission was changed last, by the storage's clock.
 
@@ -188,11 +211,31 @@ def changed_after(submission):
     """
     files = [submission, *(path for path in submission.rglob("*") if path.is_file())]
     changed = max(path.lstat().st_ctime for path in files)
+    return datetime.fromtimestamp(changed, UTC) - time_in_name(submission).replace(tzinfo=UTC)
+
+
+def is_secret(file):
+    """Whether a file holds a secret as nbgrader makes it, which is a name's part of the feedback.
+
+    Args:
+        file: a file that need not be there.
+    """
     try:
-        named = parse_utc(submission.name.split("+")[-2]).replace(tzinfo=UTC)
-    except (IndexError, ValueError):
-        return timedelta(0)
-    return datetime.fromtimestamp(changed, UTC) - named
+        return re.fullmatch(r"[0-9a-f]{32,256}", file.read_text().strip()) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def write_plain(file, text):
+    """Write a file in the place of whatever a student has handed in under its name.
+
+    Args:
+        file: its path.
+        text: its content.
+    """
+    if file.is_dir():
+        shutil.rmtree(file)
+    file.write_text(text)
 
 
 def copy_plain(source, destination):
