@@ -81,4 +81,5 @@ def refused(case: str) -> dict[str, Any]:
 def node(node_id: str, state: str = "ready") -> dict[str, Any]:
     """A node of the recorded tasks, when it was in a state."""
     nodes = json.loads((DIRECTORY / "nodes.json").read_text())
-    return next(one for one in nodes if one["ID"] == node_id and one["Status"]["State"] == state)
+    # nodes.json may tell of it several times, in its order
+    return [one for one in nodes if one["ID"] == node_id and one["Status"]["State"] == state][-1]
