@@ -392,7 +392,8 @@ def explain_docker_error(error):
         message, reason = "The cluster has no leader at the moment: no server can start or stop.", "leader"
     elif re.search(r"network .*not found", said):
         message, reason = "The network of the notebook servers does not exist.", "network"
-    elif isinstance(error, APIError) and error.status_code and error.status_code < 500:
+    # swarm says 500 to a constraint that it cannot read
+    elif isinstance(error, APIError) and ((error.status_code or 500) < 500 or "constraint expected" in said):
         message, reason = f"Docker refused to make your server: {printable(said)[:200]}.", "docker"
     else:
         message, reason = "The cluster does not answer at the moment.", "docker"
@@ -1694,7 +1695,8 @@ class NfsSwarmSpawner(SwarmSpawner):
             SpawnFailed: always.
         """
         reason, message, said = explain_task(task, f"node {node}")
-        if not task_ended(task) and task_unwanted(task):
+        # a task that was told to end and has: one that fails by itself is never in this state
+        if task_state(task) == "shutdown" or (not task_ended(task) and task_unwanted(task)):
             what = "lost" if await self.node_lost(task) else "closed by an administrator"
             reason, message = "node", f"Node {node} was {what} while your server started there."
         if reason in {"exit", "command"}:
