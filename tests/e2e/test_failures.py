@@ -30,7 +30,7 @@ FAILURES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "constraint": ({"placement_constraints": ["node.labels.none==true"]}, ["allowed to run your server"]),
     "memory guarantee": ({"mem_guarantee": "900G"}, ["enough free memory or CPU"]),
     "CPU guarantee": ({"cpu_guarantee": 900.0}, ["enough free memory or CPU"]),
-    "generic resource": ({"generic_resources": {"gpu": 1}}, ["node of the cluster"]),
+    "generic resource": ({"generic_resources": {"gpu": 2}}, ["node of the cluster"]),
     "exits at once": ({"cmd": LAST_WORDS}, ["exit code 3", "these are the last words"]),
     "no such program": ({"cmd": ["/no/such/program"]}, ["program that starts it"]),
     "out of memory": ({"cmd": EAT_MEMORY, "mem_limit": "64M"}, ["more memory than it may"]),

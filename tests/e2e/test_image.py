@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster, wait_for
-from hub import HubUser
+from hub import HubUser, SpawnFailed
 from stub import SERVER, Student
 
 pytestmark = pytest.mark.disruptive
@@ -205,6 +205,17 @@ def test_only_a_work_directory_on_the_storage(student: HubUser, tunable: Cluster
     home = f"{tunable.storage_dir}{tunable.accounts('GET', '/accounts/alice')[1]['home']}"
     assert tunable.storage.run("cat", f"{home}/work.txt") == word
     assert "dotfile" not in tunable.storage.run("ls", "-A", home).split()
+
+
+def test_a_generic_resource(student: HubUser, tunable: Cluster, user: Callable[[str], HubUser]) -> None:
+    """A server that needs a graphics card is placed where one is, which is its own as long as it runs."""
+    tell(student, generic_resources={"gpu": 1})
+    assert tunable.node_of(tunable.notebook("alice")) is tunable.nodes[tunable.groups["workers"][0]]
+    assert student.run("import os; print(os.environ['DOCKER_RESOURCE_GPU'])").strip() == "1"
+    bob = user("bob")
+    bob.stop()
+    with pytest.raises(SpawnFailed, match="No node of the cluster"):
+        bob.spawn({"traits": {"generic_resources": {"gpu": 1}}})
 
 
 def test_a_directory_of_the_nodes(student: HubUser, tunable: Cluster) -> None:
