@@ -56,11 +56,12 @@ def size_text(size):
     return f"{size} bytes"
 
 
-def semester_plan(name, found, servers, archive, directory):
+def semester_plan(name, delete, found, servers, archive, directory):
     """Tell what there is of a course, before anything is changed.
 
     Args:
         name (str): the course.
+        delete (str): the course whose files are to be removed; empty for none.
         found (dict): what the module course_close says of it.
         servers (list[dict]): its services, as the Docker API has them.
         archive (str): its last archive; empty for none.
@@ -86,6 +87,8 @@ def semester_plan(name, found, servers, archive, directory):
     users = sorted(service["Spec"].get("Labels", {}).get("org.jupyterhub.user", "?") for service in servers)
     lines.append(f"servers that run: {len(users)}{', of ' * bool(users)}{', '.join(users)}")
     lines.append(f"last archive: {directory}/{archive}" if archive else "last archive: none")
+    if delete:
+        lines.append("after the archive is verified, the closed directory and the gradebook are removed")
     return lines
 
 

@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: course_close
 short_description: Puts all that there is of a course into one directory that no server reaches
 description:
-  - Moves a course's directories in C(courses) and C(exchange) to C(closed/NAME) beside them, each in one step,
-    so that nothing is copied and no owner changes.
+  - Moves a course's directories in C(courses) and C(exchange) to C(closed/NAME) beside them, each in one
+    step, so that nothing is copied and no owner changes.
   - Takes the login from the role of the course's gradebook, ends its sessions, and writes the gradebook to
     C(closed/NAME/gradebook.dump), in the custom format of C(pg_dump). A dump has its name only when
     C(pg_restore) has read all of it.
@@ -56,8 +56,8 @@ directories:
   returned: success
 gradebook:
   description: >-
-    C(bytes) of the database, and its C(state), V(absent), V(open), V(dumped) or V(dropped); before the change in
-    check mode, after it otherwise.
+    C(bytes) of the database, and its C(state), V(absent), V(open), V(dumped) or V(dropped); before the change
+    in check mode, after it otherwise.
   type: dict
   returned: success
 problems:
@@ -267,8 +267,8 @@ class Course:
             sync(goes.parent)
             sync(source.parent)
         if self.dump_due:
-            # A dump from before the course was open once more is not ours to remove. Aside first: as long as the
-            # role has its login or there is no dump, the next run writes one.
+            # A dump from before the course was open once more is not ours to remove. Aside first: as long as
+            # the role has its login or there is no dump, the next run writes one.
             if self.dump.is_file():
                 date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self.dump.stat().st_mtime))
                 self.dump.rename(self.closed / f"gradebook-{date}.dump")
