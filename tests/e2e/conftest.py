@@ -37,6 +37,7 @@ ORDER = [
     "test_status",
     "test_image",
     "test_courses",
+    "test_semester",
     "test_starts",
     "test_failures",
     "test_changes",
