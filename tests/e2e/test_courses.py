@@ -22,7 +22,8 @@ Users = Callable[[str], HubUser]
 
 # Code that is handed in as a solution, and tries what student code must not: each line says what came of it.
 ATTACK = """
-import glob, json, os, socket, subprocess
+import glob, os, resource, socket, subprocess
+from IPython.display import HTML, Markdown, display
 def double(x):
     return 2 * x
 def tried(what, attempt):
@@ -30,20 +31,39 @@ def tried(what, attempt):
         print("ATTACK", what, "worked:", repr(attempt())[:200])
     except BaseException as error:
         print("ATTACK", what, "failed:", type(error).__name__)
+def read(path):
+    try:
+        return open(path).read()
+    except OSError:
+        return ""
+def others():
+    return [path for path in glob.glob("/proc/[0-9]*/environ") if "GRADEBOOK" in read(path)][0]
+grading = "/srv/courses/algo1/grading"
 tried("home", lambda: os.listdir("{home}"))
-tried("submitted", lambda: os.listdir("/srv/courses/algo1/grading/submitted"))
-tried("source", lambda: open("/srv/courses/algo1/grading/source/ps1/ps1.ipynb").read())
+tried("submitted", lambda: os.listdir(grading + "/submitted"))
+tried("source", lambda: open(grading + "/source/ps1/ps1.ipynb").read())
 tried("exchange", lambda: os.listdir("/srv/nbgrader/exchange/algo1/inbound"))
 tried("environment", lambda: os.environ["CAMPUS_GRADEBOOK"])
 tried("token", lambda: os.environ["JUPYTERHUB_API_TOKEN"])
-tried("others", lambda: [f for f in glob.glob("/proc/*/environ") if b"GRADEBOOK" in open(f, "rb").read()][0])
-tried("network", lambda: socket.create_connection(("gradebook", 5432), 3))
-tried("hub", lambda: socket.create_connection(("hub", 8081), 3))
+tried("others", others)
+tried("gradebook", lambda: socket.create_connection(("{gradebook}", 5432), 3))
+tried("hub", lambda: socket.create_connection(("{hub}", 8081), 3))
 tried("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+tried("listen", lambda: socket.create_server(("0.0.0.0", 5555)))
 tried("signal", lambda: os.kill(os.getppid(), 0))
-tried("write", lambda: open("/srv/courses/algo1/grading/written", "w"))
+tried("limit", lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (9999, 9999)))
+tried("priority", lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19))
+tried("write", lambda: open(grading + "/written", "w"))
 tried("scratch", lambda: open(os.environ["TMPDIR"] + "/own", "w").write("x"))
+tried("link", lambda: (os.remove("ps1.ipynb"), os.symlink(grading + "/source/ps1/ps1.ipynb", "ps1.ipynb")))
+tried("leak", lambda: os.symlink(grading + "/source/ps1/ps1.ipynb", "leak.html"))
+tried("orphan", lambda: subprocess.Popen(["setsid", "sleep", "98765"]))
+display(HTML("<b>bold</b><img src=x onerror=EVIL>"), Markdown("<script>EVIL</script> *it*"))
 """
+# What works in a directory that nobody looks into afterwards, and is ended with the kernel.
+HARMLESS = {"scratch", "link", "leak", "orphan"}
+# What the kernel's own filter refuses, and not a name that cannot be resolved.
+FILTERED = {"gradebook", "hub", "udp", "listen", "signal", "limit", "priority"}
 
 
 @pytest.fixture(scope="module")
@@ -227,8 +247,10 @@ def test_a_submission_is_its_authors_and_the_graders(cluster: Cluster, handed_in
             anna.shell(f"E=/srv/nbgrader/exchange/algo1; {attempt}")
 
 
-def test_the_gradebook_is_closed_to_students(handed_in: list[HubUser]) -> None:
-    """They reach the port, and have no password; nor does their environment."""
+def test_the_gradebook_is_closed_to_students(
+    member: Callable[[str, str], HubUser], handed_in: list[HubUser]
+) -> None:
+    """They reach the port, and have no password; a grader's is that of one gradebook."""
     anna = handed_in[0]
     assert "CAMPUS_GRADEBOOK" not in environment(anna)
     for url in ("postgresql://algo1@gradebook/algo1", "postgresql://postgres@gradebook/postgres"):
@@ -236,6 +258,10 @@ def test_the_gradebook_is_closed_to_students(handed_in: list[HubUser]) -> None:
             AssertionError, match=r"no password supplied|no pg_hba.conf entry|authentication failed"
         ):
             anna.run(f"import psycopg2; psycopg2.connect({url!r})")
+    url = environment(member("gina", "algo1"))["CAMPUS_GRADEBOOK"].replace("+psycopg2", "")
+    assert anna.run(f"import psycopg2; print(psycopg2.connect({url!r}).info.dbname)").strip() == "algo1"
+    with pytest.raises(AssertionError, match=r"no pg_hba.conf entry"):
+        anna.run(f"import psycopg2; psycopg2.connect({url.removesuffix('algo1') + 'db1'!r})")
 
 
 def test_the_whole_round(member: Callable[[str, str], HubUser], handed_in: list[HubUser]) -> None:
@@ -293,13 +319,15 @@ def test_forged_submissions_are_not_collected(
         'mkdir "ben+ps1+$time+x" "anna+ps1+$time+y" && '
         'ln -s /srv/courses/algo1/grading/source/ps1/ps1.ipynb "anna+ps1+$time+y/ps1.ipynb" && '
         'echo "$time" | tee "ben+ps1+$time+x/timestamp.txt" > "anna+ps1+$time+y/timestamp.txt" && '
-        'ln -s /srv/courses/algo1/grading/source/ps1 "anna+ps1+$time+z" && mkdir "anna+ps1+garbage+2030"'
+        'ln -s /srv/courses/algo1/grading/source/ps1 "anna+ps1+$time+z" && mkdir "anna+ps1+garbage+2030" && '
+        'mkdir -m 0 -p "anna+ps1+$time+w/closed"'
     )
     said = grading.nbgrader(gina, "algo1", "collect ps1 --update")
     assert "claims to be somebody else's than anna's" in said
     assert "is neither a file nor a directory" in said
     assert "it is no directory" in said
-    assert "there is no time in its name" in said
+    assert "it is not called STUDENT+ASSIGNMENT+TIME" in said
+    assert "it cannot be read" in said
     times = cluster.storage.run(
         "sh",
         "-c",
@@ -308,27 +336,43 @@ def test_forged_submissions_are_not_collected(
         f"{cluster.storage_dir}/courses/algo1/grading/submitted",
     )
     assert "2030" not in times
-    anna.shell("rm -r /srv/nbgrader/exchange/algo1/inbound/anna/*2030*")
+    anna.shell("cd /srv/nbgrader/exchange/algo1/inbound/anna && chmod -R u+rwX *2030* && rm -r *2030*")
 
 
 def test_student_code_is_graded_with_nothing_of_the_graders(
-    member: Callable[[str, str], HubUser], released: HubUser
+    cluster: Cluster, member: Callable[[str, str], HubUser], released: HubUser
 ) -> None:
-    """It tries files, tokens, the network and the grader's processes; only its own scratch works."""
+    """It tries files, tokens, the network, the grader's processes, and what is done with its results."""
     chris, gina = member("chris", "algo1"), member("gina", "algo1")
     chris.shell("cd && rm -rf ps1 && nbgrader fetch_assignment ps1")
-    home = environment(gina)["HOME"]
-    grading.solve(chris, "ps1", ATTACK.replace("{home}", home))
+    code = ATTACK.replace("{home}", environment(gina)["HOME"])
+    for name in ("gradebook", "hub"):
+        address = gina.run(f"import socket; print(socket.gethostbyname({name!r}))").strip()
+        code = code.replace(f"{{{name}}}", address)
+    grading.solve(chris, "ps1", code)
     chris.shell("cd && nbgrader submit ps1")
-    grading.nbgrader(gina, "algo1", "collect ps1", "autograde ps1 --student=chris")
+    grading.nbgrader(
+        gina,
+        "algo1",
+        *("collect ps1 --update", "autograde ps1 --student=chris --force"),
+        "generate_feedback ps1 --student=chris --force",
+    )
     graded = json.loads(gina.shell("cat ~/courses/algo1/grading/autograded/chris/ps1/ps1.ipynb"))
     printed = "".join(
         "".join(output.get("text", "")) for cell in graded["cells"] for output in cell.get("outputs", [])
     )
-    results = dict(re.findall(r"ATTACK (\w+) (worked|failed)", printed))
+    results = dict(re.findall(r"ATTACK (\w+) (worked|failed: \w+)", printed))
     assert len(results) == ATTACK.count("\ntried(")
-    assert {name for name, result in results.items() if result == "worked"} == {"scratch"}, printed
+    assert {name for name, result in results.items() if result == "worked"} == HARMLESS, printed
+    assert {results[name] for name in FILTERED} == {"failed: PermissionError"}
     assert grading.scores(gina, "algo1", "ps1")["chris"] == 2
+
+    assert not cluster.storage.run("find", f"{cluster.storage_dir}/courses/algo1/grading", "-type", "l")
+    processes = "import pathlib; print([p.read_text() for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')])"
+    assert "98765" not in gina.run(processes)
+    feedback = gina.shell("cat ~/courses/algo1/grading/feedback/chris/ps1/ps1.html")
+    assert "<b>bold</b>" in feedback
+    assert not re.search(r"<(img|script)[^>]*>?EVIL|<img[^>]*EVIL", feedback)
 
 
 def test_sixty_submissions_are_collected_in_one_go(

@@ -433,7 +433,11 @@ def test_settings_that_are_no_courses(text):
 def exchange():
     """The image's module, with as much of nbgrader as its own functions need: none."""
     names = {
+        "jinja2": ["pass_context"],
         "jupyter_client.manager": ["AsyncKernelManager"],
+        "nbconvert.exporters": ["HTMLExporter"],
+        "nbconvert.filters.strings": ["clean_html"],
+        "nbconvert.preprocessors": ["Preprocessor"],
         "nbgrader.exchange.default": ["ExchangeCollect", "ExchangeReleaseFeedback", "ExchangeSubmit"],
         "nbgrader.utils": ["get_username", "parse_utc"],
     }
@@ -441,7 +445,8 @@ def exchange():
     for name, classes in names.items():
         for one in classes:
             setattr(stand_ins[name], one, type(one, (), {}))
-    stand_ins["nbgrader.exchange"] = ModuleType("nbgrader.exchange")
+    stand_ins |= {name: ModuleType(name) for name in ("nbgrader.exchange", "nbconvert.filters")}
+    stand_ins["jinja2"].pass_context = lambda function: function
     stand_ins["nbgrader.utils"].parse_utc = lambda text: datetime.fromisoformat(text.removesuffix(" UTC"))
     before = {name: sys.modules.get(name) for name in stand_ins}
     sys.modules.update(stand_ins)
@@ -463,25 +468,25 @@ def submission(tmp_path):
 
 
 def test_a_submission_as_it_should_be(exchange, submission):
-    assert exchange.refusal(submission.parent, submission) == ""
+    assert exchange.refusal(submission.parent, submission, "ps1") == ""
 
 
 def test_submissions_that_are_refused(exchange, submission):
     box = submission.parent
     other = box / submission.name.replace("anna", "ben")
     other.mkdir()
-    assert "somebody else's" in exchange.refusal(box, other)
-    for name in ("anna+ps1", "anna+ps1+yesterday+x", "anna+ps1++x"):
+    assert "somebody else's" in exchange.refusal(box, other, "ps1")
+    for name in ("anna+ps1", "anna+ps1+yesterday+x", "anna+ps1++x", submission.name.replace("+", "+zz+", 1)):
         (box / name).mkdir()
-        assert exchange.refusal(box, box / name) == "there is no time in its name"
+        assert exchange.refusal(box, box / name, "ps1") == "it is not called STUDENT+ASSIGNMENT+TIME"
     link = box / f"{submission.name}y"
     link.symlink_to(other)
-    assert exchange.refusal(box, link) == "it is no directory"
+    assert exchange.refusal(box, link, "ps1") == "it is no directory"
     (submission / "data/secret").symlink_to("/etc/passwd")
-    assert "'secret' in it is neither a file nor a directory" in exchange.refusal(box, submission)
+    assert "'secret' in it is neither a file nor a directory" in exchange.refusal(box, submission, "ps1")
     (submission / "data/secret").unlink()
     os.mkfifo(submission / "pipe")
-    assert "'pipe' in it" in exchange.refusal(box, submission)
+    assert "'pipe' in it" in exchange.refusal(box, submission, "ps1")
 
 
 def test_what_is_a_secret(exchange, tmp_path):
@@ -501,7 +506,7 @@ def test_what_is_a_secret(exchange, tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
 def test_a_submission_that_is_somebody_elses(exchange, submission):
     os.chown(submission, 100001, -1)
-    assert "belongs to 100001, and not to anna" in exchange.refusal(submission.parent, submission)
+    assert "belongs to 100001, and not to anna" in exchange.refusal(submission.parent, submission, "ps1")
 
 
 def test_a_copy_has_plain_files_only(exchange, submission, tmp_path):
@@ -514,6 +519,50 @@ def test_a_copy_has_plain_files_only(exchange, submission, tmp_path):
     found = sorted(str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*"))
     assert found == ["data", "data/more.csv", "ps1.ipynb"]
     assert (tmp_path / "copy/data/more.csv").read_text() == "1,2"
+
+
+def test_a_copy_is_of_one_owner_and_size(exchange, submission, tmp_path):
+    """The directory itself may have been exchanged for a link, too."""
+    box = os.open(submission.parent, os.O_RDONLY)
+    name, owner = submission.name, os.getuid()
+    try:
+        exchange.copy_plain(name, tmp_path / "good", directory=box, owner=owner, size=2)
+        with pytest.raises(exchange.RefusedError, match="too large"):
+            exchange.copy_plain(name, tmp_path / "large", directory=box, owner=owner, size=1)
+        with pytest.raises(exchange.RefusedError, match=f"something in it belongs to {owner}"):
+            exchange.copy_plain(name, tmp_path / "other", directory=box, owner=owner + 1)
+        (submission.parent / "link").symlink_to("/etc")
+        with pytest.raises(exchange.RefusedError, match="it is no directory any more"):
+            exchange.copy_plain("link", tmp_path / "link", directory=box)
+        deep = submission.joinpath(*["d"] * 40)
+        deep.mkdir(parents=True)
+        with pytest.raises(exchange.RefusedError, match="too many files or directories"):
+            exchange.copy_plain(name, tmp_path / "deep", directory=box)
+    finally:
+        os.close(box)
+    assert (tmp_path / "good/ps1.ipynb").read_text() == "{}"
+
+
+def test_outputs_that_are_shown(exchange):
+    """Nothing that a browser would run, and no attributes."""
+    data = {
+        "text/plain": "x",
+        "image/jpeg": 'AA"><img src=x onerror=alert(1)>',
+        "application/javascript": "alert(1)",
+        "image/svg+xml": "<svg/>",
+    }
+    output = {"data": {**data, "image/png": "AAAA\n"}, "metadata": {"image/png": {"width": "1 onload=x"}}}
+    cell, _ = exchange.PlainOutputs().preprocess_cell({"outputs": [output, {"text": "stream"}]}, {}, 0)
+    assert cell["outputs"] == [
+        {"data": {"text/plain": "x", "image/png": "AAAA\n"}, "metadata": {}},
+        {"text": "stream"},
+    ]
+
+
+def test_orphans_are_those_below_the_first_process(exchange):
+    parents = {"30": "20", "31": "30", "40": "1", "41": "40"}
+    assert exchange.top_parent("31", parents) == "20"
+    assert exchange.top_parent("41", parents) == "1"
 
 
 def test_a_change_after_the_time_in_the_name_is_seen(exchange, submission):

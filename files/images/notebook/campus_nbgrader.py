@@ -7,28 +7,40 @@ who guess its name, and belongs to whoever it says it belongs to. Here each stud
 - students see their box as the exchange's `inbound`, and nbgrader's own commands hand in there,
 - collecting looks into all boxes, and takes what is its owner's, and plain files only: a symlink would be
   read with the rights of the grader,
-- autograding runs the student's code in a sandbox, without network and without the grader's files.
+- autograding runs the student's code in a sandbox, without network and without the grader's files, on a copy,
+- what students wrote is shown without anything that a browser would run.
 
 The hub says in the environment which course a server is for (files/courses.py).
 """
 
+import errno
 import os
 import re
 import secrets
 import shutil
+import signal
 import stat
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from jinja2 import pass_context
 from jupyter_client.manager import AsyncKernelManager
+from nbconvert.exporters import HTMLExporter
+from nbconvert.filters.strings import clean_html
+from nbconvert.preprocessors import Preprocessor
 from nbgrader.exchange.default import ExchangeCollect, ExchangeReleaseFeedback, ExchangeSubmit
 from nbgrader.utils import get_username, parse_utc
 
 SANDBOX = "/usr/local/bin/campus-sandbox"
 # What a student may be late by the storage's clock without a word: copying takes its time, clocks differ.
 TOLERANCE = timedelta(minutes=10)
+# What one submission may have, besides nbgrader's limit of its size (CourseDirectory.max_dir_size).
+MOST_FILES, MOST_DEPTH = 10_000, 32
+# What of a notebook's outputs is shown. All others may have something for a browser to run in them.
+SHOWN = {"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg"}
+BASE64 = re.compile(r"[A-Za-z0-9+/=\s]*")
 # What of a grader's environment student code gets, too.
 KEPT = ("LANG", "LC_ALL", "PATH", "TZ", "VIRTUAL_ENV")
 
@@ -58,8 +70,61 @@ def configure(c):
     if os.environ.get("CAMPUS_GRADEBOOK"):
         c.CourseDirectory.db_url = os.environ["CAMPUS_GRADEBOOK"]
     c.Execute.kernel_manager_class = SandboxedKernelManager
-    # What students wrote is shown to graders, and to themselves, on the hub's own site.
+    show_safely(c)
+
+
+def show_safely(c):
+    """Let formgrader and feedback show nothing that runs: they are pages of the grader's own server.
+
+    nbconvert has a setting for that, which nbgrader's templates do not follow in all places.
+
+    Args:
+        c: the configuration.
+    """
+    from nbgrader.server_extensions.formgrader.handlers import SubmissionFilesHandler
+
     c.HTMLExporter.sanitize_html = True
+    c.HTMLExporter.filters = {"markdown2html": clean_markdown}
+    c.HTMLExporter.preprocessors = [PlainOutputs]
+    # Files that were handed in are served as they are, HTML too.
+    SubmissionFilesHandler.set_extra_headers = forbid_scripts
+
+
+@pass_context
+def clean_markdown(context, source):
+    """Markdown as HTML without anything that runs: nbconvert's own filter, cleaned.
+
+    Args:
+        context: of the template.
+        source: the text.
+    """
+    return clean_html(HTMLExporter().markdown2html(context, source))
+
+
+def forbid_scripts(handler, path):
+    """Let a browser take a file for that of a foreign site, and run nothing in it.
+
+    Args:
+        handler: tornado's StaticFileHandler.
+        path: the file.
+    """
+    handler.set_header("Content-Security-Policy", "sandbox")
+
+
+class PlainOutputs(Preprocessor):
+    """Leaves of a notebook's outputs what can be shown safely."""
+
+    def preprocess_cell(self, cell, resources, index):
+        """Drop other kinds of data, images that are none, and metadata, which becomes attributes of HTML."""
+        for output in cell.get("outputs", []):
+            if "data" in output:
+                output["metadata"] = {}
+                output["data"] = {
+                    kind: value
+                    for kind, value in output["data"].items()
+                    if kind in SHOWN and (not kind.startswith("image/") or BASE64.fullmatch(value))
+                }
+        return cell, resources
 
 
 def student_view(course):
@@ -128,60 +193,107 @@ class Collect(ExchangeCollect):
             return super().start()
 
     def init_src(self):
-        """Link what is accepted, and let nbgrader choose."""
-        boxes = Path(self.root, self.coursedir.course_id, "inbound")
-        if not os.access(boxes, os.R_OK | os.X_OK):
-            self.fail(f"You don't have read permissions for the directory: {boxes}")
+        """Link what is accepted, and let nbgrader choose each student's last one."""
+        self._boxes = Path(self.root, self.coursedir.course_id, "inbound")
+        if not os.access(self._boxes, os.R_OK | os.X_OK):
+            self.fail(f"You don't have read permissions for the directory: {self._boxes}")
         inbound = self._view / self.coursedir.course_id / "inbound"
         inbound.mkdir(parents=True)
-        for box in sorted(boxes.iterdir()):
+        for box in sorted(self._boxes.iterdir()):
             for submission in sorted(box.glob(f"*+{self.coursedir.assignment_id}+*")):
-                reason = refusal(box, submission)
+                reason = self.look(box, submission)
                 if reason:
                     self.log.warning("%s is not collected: %s", submission, reason)
-                    continue
-                late = changed_after(submission)
-                if late > TOLERANCE:
-                    self.log.warning("%s was changed %s after the time in its name", submission, late)
-                (inbound / submission.name).symlink_to(submission)
+                else:
+                    (inbound / submission.name).symlink_to(submission)
         self.root = str(self._view)
         super().init_src()
 
-    def do_copy(self, src, dest, log=None):
-        """Copy plain files only: what was checked may have been exchanged for a symlink since.
+    def look(self, box, submission):
+        """Tell why a submission is not to be collected, whatever a student has made of it; see `refusal`."""
+        try:
+            reason = refusal(box, submission, self.coursedir.assignment_id)
+            late = timedelta(0) if reason else changed_after(submission)
+        except (OSError, RecursionError) as error:
+            return f"it cannot be read: {error}"
+        if late > TOLERANCE:
+            self.log.warning("%s was changed %s after the time in its name", submission, late)
+        return reason
 
-        nbgrader goes by two files that are the student's, and stops for all when it cannot read one. So the
-        time is that of the name, which was checked, and who hands in no secret gets one that nobody knows.
+    def copy_files(self):
+        """Take the submissions one by one, so that none is in the way of the others.
+
+        nbgrader copies from a copy here. What was checked may have been exchanged since; nothing is lost then,
+        for nbgrader removes what it has only when there is something to take its place.
         """
-        with tempfile.TemporaryDirectory(prefix="submission-") as stage:
-            copied = Path(stage, "submission")
-            copy_plain(Path(src).resolve(), copied)
-            write_plain(copied / "timestamp.txt", Path(src).name.rsplit("+", 3)[2])
-            if not is_secret(copied / "submission_secret.txt"):
-                write_plain(copied / "submission_secret.txt", secrets.token_hex(64))
-            super().do_copy(copied, dest, log)
+        records = self.src_records
+        if not records:
+            super().copy_files()
+        for record in records:
+            with tempfile.TemporaryDirectory(prefix="submission-") as stage:
+                try:
+                    self.stage(record, Path(stage))
+                except (OSError, RefusedError) as error:
+                    self.log.warning("%s is not collected: %s", record["filename"], error)
+                    continue
+                self.src_records, self.inbound_path = [record], stage
+                super().copy_files()
+
+    def stage(self, record, stage):
+        """Copy a submission to where no student reaches it.
+
+        nbgrader goes by two files in it, and stops for all when it cannot read one. So the time is that of
+        the name, which was checked, and who hands in no secret gets one that nobody knows.
+
+        Args:
+            record: nbgrader's.
+            stage: where to.
+
+        Raises:
+            OSError: it cannot be read.
+            RefusedError: it is not what it was when it was checked, or too large.
+        """
+        box, copied = self._boxes / record["username"], stage / record["filename"]
+        descriptor = os.open(box, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            owner = os.fstat(descriptor).st_uid
+            size = 1000 * self.coursedir.max_dir_size  # nbgrader's unit
+            copy_plain(record["filename"], copied, directory=descriptor, owner=owner, size=size)
+        finally:
+            os.close(descriptor)
+        write_plain(copied / "timestamp.txt", record["filename"].rsplit("+", 3)[2])
+        if not is_secret(copied / "submission_secret.txt"):
+            write_plain(copied / "submission_secret.txt", secrets.token_hex(64))
 
 
-def refusal(box, submission):
+class RefusedError(Exception):
+    """A submission that is not copied; the message says why."""
+
+
+def refusal(box, submission, assignment):
     """Tell why a submission is not to be collected.
 
     Args:
         box: the student's box, whose owner and name are the account service's word.
         submission: what lies in it.
+        assignment: name of the assignment.
 
     Returns:
         The reason, or an empty text.
+
+    Raises:
+        OSError: it cannot be read.
     """
     found, owner = submission.lstat(), box.lstat().st_uid
     if not submission.name.startswith(f"{box.name}+"):
         return f"it claims to be somebody else's than {box.name}'s"
-    if time_in_name(submission) is None:
-        return "there is no time in its name"
+    if submission.name.rsplit("+", 3)[:2] != [box.name, assignment] or time_in_name(submission) is None:
+        return "it is not called STUDENT+ASSIGNMENT+TIME"
     if not stat.S_ISDIR(found.st_mode):
         return "it is no directory"
     if found.st_uid != owner:
         return f"it belongs to {found.st_uid}, and not to {box.name}"
-    for directory, names, files in os.walk(submission):
+    for directory, names, files in os.walk(submission, onerror=raise_it):
         for name in (*names, *files):
             mode = Path(directory, name).lstat().st_mode
             if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
@@ -238,43 +350,109 @@ def write_plain(file, text):
     file.write_text(text)
 
 
-def copy_plain(source, destination):
+def raise_it(error):
+    """What os.walk calls with an error that it would swallow."""
+    raise error
+
+
+def copy_plain(source, destination, directory=None, owner=None, size=None):
     """Copy a tree without ever following a symlink, and without anything but directories and files.
 
     Args:
         source: the directory to copy.
         destination: where to; not there yet.
+        directory: descriptor of the directory in which the source is; None if the source is a path.
+        owner: UID of which everything has to be; None: of any.
+        size: most bytes of all files together; None: no limit.
+
+    Raises:
+        OSError: something cannot be read.
+        RefusedError: there is no such directory, it is not the owner's, or too large.
     """
+    left, files_left = size, MOST_FILES
     # fwalk holds each directory open, so that none can be exchanged on the way.
-    for directory, _, files, descriptor in os.fwalk(source, follow_symlinks=False):
-        target = destination / Path(directory).relative_to(source)
-        target.mkdir()
+    walk = os.fwalk(source, onerror=raise_it, follow_symlinks=False, dir_fd=directory)
+    for place, _, files, descriptor in walk:
+        inner = Path(place).relative_to(source)
+        files_left -= 1 + len(files)
+        if len(inner.parts) > MOST_DEPTH or files_left < 0:
+            raise RefusedError("it has too many files or directories")
+        check_owner(descriptor, owner)
+        (destination / inner).mkdir()
         for name in files:
-            with suppress(OSError):
-                handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
-                with os.fdopen(handle, "rb") as content:
-                    if stat.S_ISREG(os.fstat(handle).st_mode):
-                        with (target / name).open("xb") as copy:
-                            shutil.copyfileobj(content, copy)
+            with open_plain(name, descriptor) as content:
+                if content is None:
+                    continue
+                check_owner(content.fileno(), owner)
+                data = content.read() if left is None else content.read(left + 1)
+                if left is not None:
+                    left -= len(data)
+                    if left < 0:
+                        raise RefusedError("it is too large")
+                (destination / inner / name).write_bytes(data)
+    if not destination.is_dir():
+        raise RefusedError("it is no directory any more")
+
+
+def check_owner(descriptor, owner):
+    """Refuse what is not somebody's.
+
+    Args:
+        descriptor: of a file or directory.
+        owner: the UID; None for any.
+
+    Raises:
+        RefusedError: it is not.
+    """
+    found = os.fstat(descriptor).st_uid
+    if owner is not None and found != owner:
+        raise RefusedError(f"something in it belongs to {found}")
+
+
+@contextmanager
+def open_plain(name, directory):
+    """Open a file for reading, and give None if it is a link, or anything else that is no plain file.
+
+    Args:
+        name: its name.
+        directory: descriptor of its directory.
+    """
+    try:
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        yield None
+        return
+    with os.fdopen(handle, "rb") as content:
+        yield content if stat.S_ISREG(os.fstat(handle).st_mode) else None
 
 
 class SandboxedKernelManager(AsyncKernelManager):
     """Starts kernels that have nothing of the grader's: see campus-sandbox."""
 
     def __init__(self, **kwargs):
-        """Make the one directory besides the submission's that the kernel may write."""
+        """Make the one directory that the kernel may write."""
         super().__init__(**kwargs)
-        self._scratch = tempfile.TemporaryDirectory(prefix="autograde-")
+        self._scratch = tempfile.TemporaryDirectory(prefix="autograde-", ignore_cleanup_errors=True)
         # Sockets in that directory: from outside they are reached, and from inside nothing is.
         self.transport = "ipc"
         self.ip = str(Path(self._scratch.name, "kernel"))
         self.connection_file = str(Path(self._scratch.name, "kernel.json"))
 
     async def _async_pre_start_kernel(self, **kwargs):
-        """Start with an environment that has no tokens and no passwords in it."""
+        """Start in a copy, with an environment that has no tokens and no passwords in it.
+
+        In the directory itself the code could put links in the place of what nbgrader writes and copies there
+        afterwards, with the grader's rights.
+        """
         scratch = self._scratch.name
+        work = Path(scratch, "work")
+        if "cwd" in kwargs and not work.exists():
+            copy_plain(kwargs["cwd"], work)
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         kwargs["env"] = {**kept, "HOME": scratch, "TMPDIR": scratch, "IPYTHONDIR": scratch, "USER": "nobody"}
+        kwargs["cwd"] = str(work) if work.is_dir() else scratch
         return await super()._async_pre_start_kernel(**kwargs)
 
     pre_start_kernel = _async_pre_start_kernel
@@ -284,9 +462,65 @@ class SandboxedKernelManager(AsyncKernelManager):
         return [SANDBOX, *super().format_kernel_cmd(extra_arguments)]
 
     async def _async_cleanup_resources(self, restart=False):
-        """Remove the directory with the kernel."""
+        """End what the kernel has left running, and remove the directory with it."""
         await super()._async_cleanup_resources(restart)
         if not restart:
+            end_orphans()
             self._scratch.cleanup()
 
     cleanup_resources = _async_cleanup_resources
+
+
+def end_orphans():
+    """End processes that came out of a sandbox and have outlived their kernel.
+
+    A process in the sandbox has more seccomp filters than this one, and cannot get rid of them. What is not
+    below a kernel any more is below the container's first process.
+    """
+    own = seccomp_filters("self")
+    for _ in range(100):  # while one is ended another may be made
+        inside = {
+            entry.name: parent
+            for entry in Path("/proc").glob("[0-9]*")
+            if seccomp_filters(entry.name) > own and (parent := status_of(entry.name).get("PPid"))
+        }
+        orphans = [process for process in inside if top_parent(process, inside) == "1"]
+        if not orphans:
+            return
+        for process in orphans:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(int(process), signal.SIGKILL)
+
+
+def top_parent(process, parents):
+    """The first process above one that is not among those with known parents.
+
+    Args:
+        process: its ID, as text.
+        parents: ID of the parent of each.
+    """
+    while process in parents:
+        process = parents[process]
+    return process
+
+
+def seccomp_filters(process):
+    """How many seccomp filters a process has; 0 if it is gone, or the kernel does not tell (before 5.9).
+
+    Args:
+        process: its ID, as text.
+    """
+    return int(status_of(process).get("Seccomp_filters", 0))
+
+
+def status_of(process):
+    """What the kernel says of a process (proc_pid_status(5)).
+
+    Args:
+        process: its ID, as text.
+    """
+    try:
+        lines = Path("/proc", process, "status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}

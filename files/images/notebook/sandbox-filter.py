@@ -9,9 +9,6 @@ import sys
 
 import seccomp
 
-FASTOPEN = 0x20000000  # a flag that connects while it sends (include/linux/socket.h)
-TYPE_MASK = 0xF  # of a socket's type, below its flags (include/linux/net.h)
-
 rules = seccomp.SyscallFilter(seccomp.ALLOW)
 
 
@@ -26,24 +23,25 @@ def refuse(call, *conditions, error=errno.EACCES):
     rules.add_rule(seccomp.ERRNO(error), call, *conditions)
 
 
-# Nobody is called. Kernels talk over Unix sockets; ipykernel listens at the loopback, too, for its children.
+# Nobody is called, and nobody may call: kernels talk over Unix sockets. ipykernel would listen at the
+# loopback for the outputs of its children, and goes without. ZeroMQ knows systems without netlink.
 refuse("connect")
-# As on a system without netlink, which ZeroMQ is prepared for.
+refuse("socket", seccomp.Arg(0, seccomp.EQ, socket.AF_INET))
+refuse("socket", seccomp.Arg(0, seccomp.EQ, socket.AF_INET6))
 for family in range(socket.AF_INET6):
     if family not in (socket.AF_UNIX, socket.AF_INET):
         refuse("socket", seccomp.Arg(0, seccomp.EQ, family), error=errno.EINVAL)
 refuse("socket", seccomp.Arg(0, seccomp.GT, socket.AF_INET6), error=errno.EINVAL)
-for family in (socket.AF_INET, socket.AF_INET6):
-    for kind in range(TYPE_MASK + 1):
-        if kind != socket.SOCK_STREAM:
-            refuse(
-                "socket",
-                seccomp.Arg(0, seccomp.EQ, family),
-                seccomp.Arg(1, seccomp.MASKED_EQ, TYPE_MASK, kind),
-            )
-for call, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
-    refuse(call, seccomp.Arg(flags, seccomp.MASKED_EQ, FASTOPEN, FASTOPEN))
 refuse("io_uring_setup", error=errno.ENOSYS)
+
+# What a process may do to others of its user without a signal: an end by a limit, or standing still.
+refuse("prlimit64", seccomp.Arg(0, seccomp.NE, 0), seccomp.Arg(2, seccomp.NE, 0), error=errno.EPERM)
+for call in ("sched_setaffinity", "sched_setattr"):
+    refuse(call, seccomp.Arg(0, seccomp.NE, 0), error=errno.EPERM)
+# ZeroMQ gives its threads, each by its number, the policy that all have (SCHED_OTHER is 0).
+refuse("sched_setscheduler", seccomp.Arg(0, seccomp.NE, 0), seccomp.Arg(1, seccomp.NE, 0), error=errno.EPERM)
+for call in ("setpriority", "ioprio_set"):
+    refuse(call, seccomp.Arg(1, seccomp.NE, 0), error=errno.EPERM)
 
 # Landlock does not look after modes, owners, times and attributes of the user's other files. A program that
 # copies a file of its own sets them as well, and does not have to know that they stay as they are.
