@@ -37,6 +37,19 @@ def test_stop_and_start_at_once_gives_a_new_server(cluster: Cluster, alice: HubU
         assert alice.run("print(1 + 1)").strip() == "2"
 
 
+def test_a_database_that_was_killed_starts_again(cluster: Cluster, alice: HubUser) -> None:
+    """As after a power failure: with the file that says which process serves it."""
+    service = cluster.service("database")
+    killed = cluster.storage.container(service)
+    cluster.storage.run("docker", "kill", killed)
+
+    def replaced() -> bool:
+        return cluster.storage.container(service) != killed and cluster.running(service)
+
+    wait_for("another database", replaced, timeout=120)
+    wait_for("the hub's pages", alice.logged_in, timeout=120)
+
+
 def test_a_restarted_hub_keeps_sessions_servers_and_kernels(cluster: Cluster, alice: HubUser) -> None:
     """The hub's task is replaced; nobody logs in again, no kernel loses a variable."""
     service = cluster.notebook("alice")

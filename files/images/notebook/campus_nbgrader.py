@@ -223,8 +223,8 @@ class Collect(ExchangeCollect):
     def copy_files(self):
         """Take the submissions one by one, so that none is in the way of the others.
 
-        nbgrader copies from a copy here. What was checked may have been exchanged since; nothing is lost then,
-        for nbgrader removes what it has only when there is something to take its place.
+        nbgrader gets a copy. What was checked may have been exchanged since; nothing is lost then, for it
+        removes what it has only when there is something to take its place.
         """
         records = self.src_records
         if not records:
