@@ -431,7 +431,10 @@ def test_a_round_in_the_browser(member: Callable[[str, str], HubUser], page: Pag
     press(formgrader, "anna", "generate-feedback", "student-id")
     press(formgrader, "anna", "release-feedback", "student-id")
 
+    # The button is there before, too; the list is new when it tells of the feedback.
     student.locator("#refresh_assignments_list").click()
+    submitted = student.locator("#submitted_assignments_list .list_item", has_text=name).first
+    expect(submitted).to_contain_text("feedback available to fetch")
     assignment_button(student, name, "Fetch Feedback").click()
     wait_for("the feedback", lambda: f"{name}.html" in anna.shell(f"ls ~/{name}/feedback/*/"), timeout=60)
 
