@@ -308,8 +308,9 @@ def test_forged_submissions_are_not_collected(
 ) -> None:
     """In another's name, a link, with a link to what only graders read, without a time; others go on."""
     anna, gina = handed_in[0], member("gina", "algo1")
+    clean = "chmod u+rwx *2030*+w/closed; rm -rf *2030*"
     anna.shell(
-        "cd /srv/nbgrader/exchange/algo1/inbound/anna && time='2030-01-01 00:00:00.000000 UTC' && "
+        f"cd /srv/nbgrader/exchange/algo1/inbound/anna && {clean}; time='2030-01-01 00:00:00.000000 UTC' && "
         'mkdir "ben+ps1+$time+x" "anna+ps1+$time+y" && '
         'ln -s /srv/courses/algo1/grading/source/ps1/ps1.ipynb "anna+ps1+$time+y/ps1.ipynb" && '
         'echo "$time" | tee "ben+ps1+$time+x/timestamp.txt" > "anna+ps1+$time+y/timestamp.txt" && '
@@ -330,7 +331,7 @@ def test_forged_submissions_are_not_collected(
         f"{cluster.storage_dir}/courses/algo1/grading/submitted",
     )
     assert "2030" not in times
-    anna.shell("cd /srv/nbgrader/exchange/algo1/inbound/anna && chmod u+rwx *2030*+w/closed && rm -r *2030*")
+    anna.shell(f"cd /srv/nbgrader/exchange/algo1/inbound/anna && {clean}")
 
 
 def test_student_code_is_graded_with_nothing_of_the_graders(
