@@ -158,7 +158,6 @@ class CourseSpawner(NfsSwarmSpawner):
         self._table = []
         super().__init__(**kwargs)
         self.course, self.role = None, None
-        self._site = {trait: getattr(self, trait) for trait in LIMITS}
 
     # -- whose --
 
@@ -219,8 +218,8 @@ class CourseSpawner(NfsSwarmSpawner):
             role: what the user is in it.
         """
         image = self.course_image(course, role).partition("@")[0].rpartition("/")[2].partition(":")[0]
-        memory = course.mem_limit or self._site["mem_limit"]
-        cpu = course.cpu_limit or self._site["cpu_limit"]
+        memory = course.mem_limit or self.mem_limit
+        cpu = course.cpu_limit or self.cpu_limit
         parts = [
             "You grade." if role == GRADER else "",
             f"Image {image}.",
@@ -254,12 +253,18 @@ class CourseSpawner(NfsSwarmSpawner):
     # -- what a server gets --
 
     async def start_service(self):
-        """Settle the course before everything else; the site's own limits come back with the next start."""
+        """Settle the course before everything else; its limits are this start's only."""
         self.course, self.role = self.choose_course()
-        for trait, value in self._site.items():
-            course_value = getattr(self.course, trait, None)
-            setattr(self, trait, value if course_value is None else course_value)
-        return await super().start_service()
+        before = {trait: getattr(self, trait) for trait in LIMITS}
+        for trait in LIMITS:
+            value = getattr(self.course, trait, None)
+            if value is not None:
+                setattr(self, trait, value)
+        try:
+            return await super().start_service()
+        finally:
+            for trait, value in before.items():
+                setattr(self, trait, value)
 
     def choose_image(self):
         """The course's image, or that of the user's role."""

@@ -925,7 +925,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         """Take the hub's arguments as they are."""
         super().__init__(**kwargs)
         self.account = {}
-        self._site_image = self.image  # a start may have another, and the next one is not to inherit it
+        self._image_before = self._image_chosen = self.image  # the next start is not to inherit this one's
         self._starting = False
         self._given_up = False  # the last start did: nothing runs, whatever is still to be removed
         self._creating = None  # the call that makes the service, which outlives a cancelled start
@@ -1430,9 +1430,9 @@ class NfsSwarmSpawner(SwarmSpawner):
         return {**spec, **self.extra_create_kwargs}
 
     def choose_image(self):
-        """The image of the user's first role that has one, else the site's."""
+        """The image of the user's first role that has one, else the default."""
         groups = set(self.group_names)
-        return next((image for role, image in self.role_images.items() if role in groups), self._site_image)
+        return next((image for role, image in self.role_images.items() if role in groups), self.image)
 
     # -- state --
 
@@ -1549,10 +1549,15 @@ class NfsSwarmSpawner(SwarmSpawner):
     async def start_service(self):
         """Account, leftovers, service, task, server: the steps of a start."""
         await self.settle()
+        if self.image == self._image_chosen:
+            # by the start before, and not by a hook since
+            self.image = self._image_before
+        self._image_before = self.image
         if self.user_options.get("image"):
             self.image = await self.check_allowed(self.user_options["image"])
         else:
             self.image = self.choose_image()
+        self._image_chosen = self.image
         self.start_id = secrets.token_hex(4)
         self.object_name = self.make_service_name(self.start_id)
         self.stage(5, "Asking the storage for your account")

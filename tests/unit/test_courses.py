@@ -246,15 +246,16 @@ async def test_limits_and_image_end_with_the_start(monkeypatch):
     seen = []
 
     async def start(self):
-        self.image = self.choose_image()
-        seen.append((self.image, self.mem_limit, self.mem_guarantee, self.cpu_limit))
+        seen.append((self.choose_image(), self.mem_limit, self.mem_guarantee, self.cpu_limit))
 
     monkeypatch.setattr(CourseSpawner.__base__, "start_service", start)
     spawner = make("nbgrader-algo1", "nbgrader-db-1", options={"course": "algo1"})
     await spawner.start_service()
     spawner.user_options = {"course": ""}
+    # what a site's own hook sets before the start stays
+    spawner.mem_guarantee = "64M"
     await spawner.start_service()
-    assert seen == [(IMAGES["notebook"], 2**30, 2**28, 1.0), ("default", 2**29, None, 0.0)]
+    assert seen == [(IMAGES["notebook"], 2**30, 2**28, 1.0), ("default", 2**29, 2**26, 0.0)]
 
 
 @pytest.mark.parametrize(
