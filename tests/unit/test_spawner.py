@@ -1482,6 +1482,20 @@ async def test_docker_calls_do_not_queue_behind_one_thread(swarm):
     Spawner._executor = None
 
 
+async def test_a_start_does_not_inherit_the_image_of_the_one_before(swarm):
+    """A hook's own image, set between two starts, stays."""
+    spawner = make(groups=("teachers",), role_images={"teachers": "theirs"})
+    await spawner.start()
+    await spawner.stop()
+    spawner.user.groups = []
+    await spawner.start()
+    await spawner.stop()
+    spawner.image = "a-hooks"
+    await spawner.start()
+    images = [get(spec, CONTAINER + "Image") for spec in swarm.specs]
+    assert images == ["theirs", "registry.example:5000/notebook@sha256:0", "a-hooks"]
+
+
 def test_every_trait_has_help():
     own = {name for name in vars(NfsSwarmSpawner) if name in NfsSwarmSpawner.class_traits(config=True)}
     assert own
