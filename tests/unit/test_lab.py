@@ -14,6 +14,7 @@ import tarfile
 import time
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -317,6 +318,23 @@ def test_all_that_was_started_with_the_mark_ends(spawn, tmp_path) -> None:
     assert mark not in processes.environment(child)
     assert (other.poll(), speaker.poll()) == (None, None)
     assert not left.exists()
+
+
+def test_two_labs_that_come_up_at_once_start_one_builder(tmp_path) -> None:
+    identity = [f"umid=test-{tmp_path.name}"]
+    spec = {
+        "name": "builder",
+        "identity": identity,
+        "argv": [*SLEEP, *identity],
+        "log": str(tmp_path / "log"),
+    }
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: bring("started", spec), range(4)))
+        assert sorted(answer["changed"] for answer in answers) == [False, False, False, True]
+        assert len(processes.members(spec)) == 1
+    finally:
+        bring("stopped", spec)
 
 
 def test_a_dead_process_is_started_again_and_a_live_one_left_alone(tmp_path) -> None:

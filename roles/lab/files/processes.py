@@ -21,6 +21,7 @@ Prints a JSON object ``{"changed": bool, "started": [names], "stopped": [names]}
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -32,6 +33,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 PATIENCE_SECONDS = 15
+# Labs share a builder: of two that come up at once, one starts it. A lock on a directory needs no file that
+# somebody else could own.
+LOCKED = Path("/run")
 
 
 def processes() -> dict[int, list[str]]:
@@ -158,25 +162,48 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing, say what would change")
     parser.add_argument("--signal", default="KILL", help="the signal to begin with")
     options = parser.parse_args()
-    first = signal.Signals[f"SIG{options.signal}"]
+    specs, first = json.load(sys.stdin), signal.Signals[f"SIG{options.signal}"]
+    lock = os.open(LOCKED, os.O_RDONLY)
+    if not options.check:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    started, stopped = bring(specs, options.state, first, check=options.check)
+    print(json.dumps({"changed": bool(started or stopped), "started": started, "stopped": stopped}))
 
+
+def bring(
+    specs: list[dict], state: str, first: signal.Signals, *, check: bool
+) -> tuple[list[str], list[str]]:
+    """Start or end the processes that are not as wanted.
+
+    Args:
+        specs: The specifications.
+        state: "started" or "stopped".
+        first: The signal to begin with.
+        check: Change nothing.
+
+    Returns:
+        Names of those that were started and stopped, or would be.
+
+    Raises:
+        SystemExit: A process does not end, or ended at once.
+    """
     started, stopped = [], []
-    for spec in json.load(sys.stdin):
+    for spec in specs:
         running = members(spec)
-        if options.state == "started":
+        if state == "started":
             if running and all(connected(spec, pid) for pid in running):
                 continue
             started.append(spec["name"])
         elif running or relatives(spec):
             stopped.append(spec["name"])
-        if options.check:
+        if check:
             continue
         end(spec, members, first)
         end(spec, relatives, signal.SIGKILL)
         clean(spec)
-        if options.state == "started":
+        if state == "started":
             start(spec)
-    print(json.dumps({"changed": bool(started or stopped), "started": started, "stopped": stopped}))
+    return started, stopped
 
 
 if __name__ == "__main__":
