@@ -18,6 +18,7 @@ export PYTHONUNBUFFERED := 1
 # Without its borders Molecule leaves the lines of pytest whole.
 export MOLECULE_COMMAND_BORDERS := false
 export MOLECULE_GLOB := molecule/*/molecule.yml
+SCENARIOS := $(notdir $(patsubst %/molecule.yml,%,$(wildcard $(MOLECULE_GLOB))))
 
 # Shell lines that install packages on this machine, or say in a sentence why they cannot.
 define INSTALL
@@ -70,11 +71,16 @@ unit: $(VENV)/.installed ## Unit tests: the Python, the templates, the collectio
 	@pytest tests/unit
 
 .PHONY: molecule
-molecule: $(VENV)/.installed ## Deploy on throwaway nodes and use the cluster as its users do
+molecule: $(VENV)/.installed ## Deploy on throwaway nodes, two clusters side by side, and use them as their users do
 	@if ! command -v chromium > /dev/null; then
 	  $(call INSTALL,chromium)
 	fi
-	molecule test --all
+	$(MAKE) --no-print-directory --jobs --keep-going $(SCENARIOS:%=molecule-%)
+
+# Molecule's own workers show nothing before a scenario has failed. Each waits much of its time: for servers, for outages.
+.PHONY: $(SCENARIOS:%=molecule-%)
+$(SCENARIOS:%=molecule-%): molecule-%:
+	@molecule test --scenario-name $* 2>&1 | sed --unbuffered 's/^/$*: /'
 
 .PHONY: bench
 bench: $(VENV)/.installed ## Measure the deployed INVENTORY, for benchmarks/README.md; hours

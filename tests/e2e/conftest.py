@@ -1,22 +1,20 @@
 """The cluster under test and its users.
 
 Environment:
-    CAMPUS_INVENTORY: inventory directory of a deployed cluster with the demo directory and the odd names;
-        without it inventories/lab.
+    CAMPUS_INVENTORY: inventory directory of a deployed cluster, tests/inventories/test without it. Tests of
+        courses need the people of tests/inventories/two_nodes, all others those of tests/inventories/test.
     CAMPUS_URL, CAMPUS_CA: address of the hub and CA file, if they are not those of the inventory.
     CAMPUS_GROUPS: expected sizes of the inventory's groups, such as "managers=2 workers=1".
-    CAMPUS_PUT_BACK: "no" leaves the hub as the tests have set it up; for nodes that end with them.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, wait_for
+from cluster import Cluster
 from hub import HubUser
 from playwright.sync_api import Page, sync_playwright
 
@@ -49,42 +47,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ORDER.index(item.path.stem))
 
 
-STUDENTS_AND_TEACHERS = ["alice", "bob", "carol", "tina", "ada"]
-
-# Lines of jupyterhub_config.py. A spawner outlives its start: what one sets is put back before the next.
-TUNABLE = """
-def take_traits(spawner):
-    for name, value in getattr(spawner, "traits_before", {}).items():
-        setattr(spawner, name, value)
-    wanted = spawner.user_options.get("traits", {})
-    spawner.traits_before = {name: getattr(spawner, name) for name in wanted}
-    for name, value in wanted.items():
-        setattr(spawner, name, value)
-
-c.Spawner.pre_spawn_hook = take_traits
-# The start button answers at once, so that every stage can be seen.
-c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.2, "slow_stop_timeout": 60}
-"""
-
-# A stand-in for a docker-stacks image, and the overlay on it, as docs/images.md has it.
-IMAGES = [
-    {
-        "name": "docker-stacks",
-        "context": str(ROOT / "tests/e2e/images/docker-stacks"),
-        "parent": "base",
-        "hosts": ["swarm"],
-    },
-    {
-        "name": "docker-stacks-overlay",
-        "parent": "docker-stacks",
-        "files": [
-            f"images/notebook/{name}" for name in ("start.sh", "jupyter_config.py", "ipython_config.py")
-        ],
-        "hosts": ["swarm"],
-    },
-]
-
-
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
     "--headless",
@@ -101,7 +63,7 @@ FLAGS = [
 @pytest.fixture(scope="session")
 def cluster() -> Cluster:
     """The deployed cluster."""
-    inventory = Path(os.environ.get("CAMPUS_INVENTORY", ROOT / "inventories/lab")).resolve()
+    inventory = Path(os.environ.get("CAMPUS_INVENTORY", ROOT / "tests/inventories/test")).resolve()
     return Cluster(inventory)
 
 
@@ -128,31 +90,6 @@ def user(new_user: Callable[..., HubUser]) -> Iterator[Callable[[str], HubUser]]
     yield get
     for known in users.values():
         known.stop()
-
-
-@pytest.fixture(scope="session")
-def tunable(cluster: Cluster, user: Callable[[str], HubUser]) -> Iterator[Cluster]:
-    """The cluster with a hub whose spawner takes any trait from a start's options."""
-    groups = cluster.value("hub_ldap_groups")
-    courses = {f"course-test-{number}": groups["students"] for number in range(20)}
-    variables = {
-        "hub_extra_config": TUNABLE,
-        "hub_named_servers": True,
-        # more groups than AUTH_SYS carries
-        "hub_ldap_groups": groups | courses,
-        "hub_storage_groups": [*cluster.value("hub_storage_groups", ["students", "teachers"]), *courses],
-        "images_extra": IMAGES,
-        "hub_notebook_images": {"hub-admins": "docker-stacks-overlay", "teachers": "docker-stacks"},
-    }
-    cluster.playbook("site.yml", "--extra-vars", json.dumps(variables))
-    wait_for("the hub's pages", user("alice").logged_in, timeout=180)
-    yield cluster
-    for name in STUDENTS_AND_TEACHERS:
-        user(name).stop()
-    if os.environ.get("CAMPUS_PUT_BACK") == "no":
-        return
-    cluster.playbook("site.yml")
-    wait_for("the hub's pages", user("alice").logged_in, timeout=180)
 
 
 @pytest.fixture

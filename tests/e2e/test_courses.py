@@ -16,6 +16,8 @@ from cluster import Cluster, wait_for
 from hub import HubUser
 from playwright.sync_api import FrameLocator, Locator, Page, expect
 
+pytestmark = pytest.mark.courses
+
 MINUTE = 60_000
 
 Users = Callable[[str], HubUser]
@@ -155,7 +157,7 @@ def test_administrators_see_who_is_in_which_course(user: Users) -> None:
     """As groups of the hub, with their members as far as they have logged in."""
     for name in ("anna", "gus", "chris"):
         user(name)
-    groups = {group["name"]: group["users"] for group in user("ada").api("GET", "/hub/api/groups").json()}
+    groups = {group["name"]: group["users"] for group in user("tina").api("GET", "/hub/api/groups").json()}
     assert {"anna", "chris"} <= set(groups["nbgrader-algo1"])
     assert "gus" in groups["formgrade-algo1"]
     assert "gus" in groups["formgrade-db1"]

@@ -40,9 +40,9 @@ FAILURES: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.fixture(scope="module")
-def student(tunable: Cluster, user: Callable[[str], HubUser]) -> Iterator[Student]:
+def student(cluster: Cluster, user: Callable[[str], HubUser]) -> Iterator[Student]:
     """Alice; her server is stopped after each test."""
-    student = Student(tunable, user("alice"))
+    student = Student(cluster, user("alice"))
     yield student
     student.hub.stop()
 
@@ -56,7 +56,7 @@ def image(student: Student) -> str:
 
 
 @pytest.fixture(scope="module")
-def tiny_network(tunable: Cluster, image: str) -> Iterator[None]:
+def tiny_network(cluster: Cluster, image: str) -> Iterator[None]:
     """An overlay network whose addresses are all taken."""
     filler = "campus-test-filler"
     options = [
@@ -69,19 +69,19 @@ def tiny_network(tunable: Cluster, image: str) -> Iterator[None]:
         "--entrypoint",
         "sleep",
     ]
-    tunable.docker("network", "create", "--driver", "overlay", "--subnet", TINY_SUBNET, TINY_NETWORK)
+    cluster.docker("network", "create", "--driver", "overlay", "--subnet", TINY_SUBNET, TINY_NETWORK)
     try:
-        tunable.docker("service", "create", "--detach", "--name", filler, *options, image, "600")
+        cluster.docker("service", "create", "--detach", "--name", filler, *options, image, "600")
 
         def full() -> bool:
-            states = tunable.docker("service", "ps", filler, "--format", "{{.CurrentState}}").split("\n")
+            states = cluster.docker("service", "ps", filler, "--format", "{{.CurrentState}}").split("\n")
             return {"New", "Running"} <= {state.split(" ")[0] for state in states}
 
         wait_for("a full network", full, timeout=120)
         yield
     finally:
-        tunable.docker("service", "rm", filler)
-        wait_for("no network", lambda: tunable.docker("network", "rm", TINY_NETWORK), timeout=120)
+        cluster.docker("service", "rm", filler)
+        wait_for("no network", lambda: cluster.docker("network", "rm", TINY_NETWORK), timeout=120)
 
 
 @pytest.mark.usefixtures("tiny_network")

@@ -99,34 +99,30 @@ def tell(student: HubUser, **traits: Any) -> HubUser:
 
 
 @pytest.fixture(scope="module")
-def student(tunable: Cluster, user: Callable[[str], HubUser]) -> Iterator[HubUser]:
+def student(cluster: Cluster, user: Callable[[str], HubUser]) -> Iterator[HubUser]:
     """Alice; her server is stopped at the end."""
     yield user("alice")
     user("alice").stop()
 
 
-def test_a_server_in_more_groups_than_nfs_carries(
-    tunable: Cluster, new_user: Callable[..., HubUser], student: HubUser
-) -> None:
+def test_a_server_in_more_groups_than_nfs_carries(cluster: Cluster, student: HubUser) -> None:
     """All of the directory's groups are the server's; what it writes for the last of them is that group's.
 
     AUTH_SYS carries 16 (RFC 5531, appendix A): the NFS server looks the others up itself.
     """
-    # groups come with a login
-    new_user("alice").login()
     seen = tell(student).json("import json, os; print(json.dumps(os.getgroups()))")
-    _, account = tunable.accounts("GET", "/accounts/alice")
+    _, account = cluster.accounts("GET", "/accounts/alice")
     assert len(account["groups"]) > 16
     assert set(account["groups"].values()) <= set(seen)
     last = max(account["groups"].values())
-    shared = f"{tunable.storage_dir}{account['home']}/shared"
-    tunable.storage.run("install", "-d", "-m", "2770", "-o", "root", "-g", str(last), shared)
+    shared = f"{cluster.storage_dir}{account['home']}/shared"
+    cluster.storage.run("install", "-d", "-m", "2770", "-o", "root", "-g", str(last), shared)
     try:
         student.run("open('shared/mine.txt', 'w').close()")
-        mine = tunable.storage.stat(f"{shared}/mine.txt")
+        mine = cluster.storage.stat(f"{shared}/mine.txt")
         assert (mine["uid"], mine["gid"]) == (account["uid"], last)
     finally:
-        tunable.storage.run("rm", "-r", shared)
+        cluster.storage.run("rm", "-r", shared)
 
 
 def test_git_knows_who_commits(student: HubUser) -> None:
@@ -134,30 +130,30 @@ def test_git_knows_who_commits(student: HubUser) -> None:
     assert tell(student).run(COMMIT).split() == ["alice", "<alice@localhost>", "alice"]
 
 
-def test_packages_install_through_the_build_group(student: HubUser, tunable: Cluster) -> None:
+def test_packages_install_through_the_build_group(student: HubUser, cluster: Cluster) -> None:
     """Pip installs into the image's environment, and what it writes keeps the group."""
     answer, own, gid, path = tell(student).run(INSTALL).split()
     assert (answer, own) == ("42", "True")
     assert path.startswith("/opt/venv/")
-    assert int(gid) == tunable.value("hub_build_gid", 990)
+    assert int(gid) == cluster.value("hub_build_gid", 990)
 
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_sqlite_files_lie_on_the_storage_only_if_asked(
-    student: HubUser, tunable: Cluster, asked: bool
+    student: HubUser, cluster: Cluster, asked: bool
 ) -> None:
     """Locks and writes of SQLite over NFS are slow at best."""
-    home = f"{tunable.storage_dir}{tunable.accounts('GET', '/accounts/alice')[1]['home']}"
+    home = f"{cluster.storage_dir}{cluster.accounts('GET', '/accounts/alice')[1]['home']}"
     databases = ["find", home, "-name", "*.sqlite*", "-o", "-name", "*.db"]
-    tunable.storage.run(*databases, "-delete")
+    cluster.storage.run(*databases, "-delete")
     environment = {"NB_SQLITE_DIR": "~/.local/share/jupyter"} if asked else {}
     tell(student, environment=environment).run(SQLITE)
-    found = tunable.storage.run(*databases).split()
+    found = cluster.storage.run(*databases).split()
     names = {path.rpartition("/")[2] for path in found}
     assert names >= {"nbsignatures.db", "ipython-history.sqlite"} if asked else names == set()
 
 
-def test_a_read_only_image(student: HubUser, tunable: Cluster) -> None:
+def test_a_read_only_image(student: HubUser, cluster: Cluster) -> None:
     """Home and memory can be written, the image cannot; the user still has a name."""
     code = (
         "import errno, getpass, pathlib, pwd, os\n"
@@ -177,24 +173,24 @@ def test_a_read_only_image(student: HubUser, tunable: Cluster) -> None:
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_the_kernels_of_the_inventory(student: HubUser, tunable: Cluster, read_only: bool) -> None:
+def test_the_kernels_of_the_inventory(student: HubUser, cluster: Cluster, read_only: bool) -> None:
     """They are offered and no others, and each runs as the user: its file lies on the storage."""
-    listed = tunable.value("images_kernels", ["python"])
+    listed = cluster.value("images_kernels", ["python"])
     tell(student, read_only_rootfs=read_only)
     offered = student.notebook_api("GET", "kernelspecs").json()["kernelspecs"]
     assert set(offered) == {KERNELS[name][0] for name in {"python", *listed}}
-    _, account = tunable.accounts("GET", "/accounts/alice")
+    _, account = cluster.accounts("GET", "/accounts/alice")
     for name in listed:
         kernelspec, cell = KERNELS[name]
-        file = f"{tunable.storage_dir}{account['home']}/{name}.txt"
-        tunable.storage.run("rm", "-f", file)
+        file = f"{cluster.storage_dir}{account['home']}/{name}.txt"
+        cluster.storage.run("rm", "-f", file)
         student.run(cell, kernel_name=kernelspec)
-        assert tunable.storage.run("cat", file).strip() == "42"
-        assert tunable.storage.stat(file)["uid"] == account["uid"]
+        assert cluster.storage.run("cat", file).strip() == "42"
+        assert cluster.storage.stat(file)["uid"] == account["uid"]
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_only_a_work_directory_on_the_storage(student: HubUser, tunable: Cluster, read_only: bool) -> None:
+def test_only_a_work_directory_on_the_storage(student: HubUser, cluster: Cluster, read_only: bool) -> None:
     """HOME is the container's; what JupyterLab shows is kept."""
     word = uuid.uuid4().hex
     traits = {"home_target": "/home/jovyan/work", "home_dir": "/home/jovyan", "read_only_rootfs": read_only}
@@ -202,15 +198,15 @@ def test_only_a_work_directory_on_the_storage(student: HubUser, tunable: Cluster
     assert tell(student, **traits).run(code).strip() == "/home/jovyan"
     saved = {"type": "file", "format": "text", "content": word}
     student.notebook_api("PUT", "contents/work.txt", json=saved).raise_for_status()
-    home = f"{tunable.storage_dir}{tunable.accounts('GET', '/accounts/alice')[1]['home']}"
-    assert tunable.storage.run("cat", f"{home}/work.txt") == word
-    assert "dotfile" not in tunable.storage.run("ls", "-A", home).split()
+    home = f"{cluster.storage_dir}{cluster.accounts('GET', '/accounts/alice')[1]['home']}"
+    assert cluster.storage.run("cat", f"{home}/work.txt") == word
+    assert "dotfile" not in cluster.storage.run("ls", "-A", home).split()
 
 
-def test_a_generic_resource(student: HubUser, tunable: Cluster, user: Callable[[str], HubUser]) -> None:
+def test_a_generic_resource(student: HubUser, cluster: Cluster, user: Callable[[str], HubUser]) -> None:
     """A server that needs a graphics card is placed where one is, which is its own as long as it runs."""
     tell(student, generic_resources={"gpu": 1})
-    assert tunable.node_of(tunable.notebook("alice")) is tunable.nodes[tunable.groups["workers"][0]]
+    assert cluster.node_of(cluster.notebook("alice")) is cluster.nodes[cluster.groups["workers"][0]]
     assert student.run("import os; print(os.environ['DOCKER_RESOURCE_GPU'])").strip() == "1"
     bob = user("bob")
     bob.stop()
@@ -218,11 +214,11 @@ def test_a_generic_resource(student: HubUser, tunable: Cluster, user: Callable[[
         bob.spawn({"traits": {"generic_resources": {"gpu": 1}}})
 
 
-def test_a_directory_of_the_nodes(student: HubUser, tunable: Cluster) -> None:
+def test_a_directory_of_the_nodes(student: HubUser, cluster: Cluster) -> None:
     """What the allow-list opens is there, and cannot be written."""
     directory = "/srv/campus-test-data"
     word = uuid.uuid4().hex
-    for node in tunable.nodes.values():
+    for node in cluster.nodes.values():
         node.run("mkdir", "-p", directory)
         node.run("tee", f"{directory}/word.txt", stdin=word)
     mounts = [{"source": directory, "target": "/data"}]
@@ -231,20 +227,20 @@ def test_a_directory_of_the_nodes(student: HubUser, tunable: Cluster) -> None:
     with pytest.raises(AssertionError, match="Read-only file system"):
         student.run("open('/data/other.txt', 'w')")
     student.stop()
-    for node in tunable.nodes.values():
+    for node in cluster.nodes.values():
         node.run("rm", "-r", directory)
 
 
-def test_a_change_by_hand_is_told(student: HubUser, tunable: Cluster) -> None:
+def test_a_change_by_hand_is_told(student: HubUser, cluster: Cluster) -> None:
     """Whoever updates a server's service finds it in the hub's log, by name and without values."""
     tell(student)
-    service = tunable.notebook("alice")
-    tunable.docker("service", "update", "--detach", "--env-add", "CHANGED=by-hand", service)
+    service = cluster.notebook("alice")
+    cluster.docker("service", "update", "--detach", "--env-add", "CHANGED=by-hand", service)
     sentence = f"Service {service} of alice was updated by somebody else"
 
     def told() -> str:
-        node = tunable.node_of(tunable.service("hub"))
-        command = f"docker logs --tail 200 {node.container(tunable.service('hub'))} 2>&1"
+        node = cluster.node_of(cluster.service("hub"))
+        command = f"docker logs --tail 200 {node.container(cluster.service('hub'))} 2>&1"
         lines = node.run("sh", "-c", command).splitlines()
         return next((line for line in lines if sentence in line), "")
 
@@ -254,37 +250,37 @@ def test_a_change_by_hand_is_told(student: HubUser, tunable: Cluster) -> None:
 
 
 def test_volumes_of_those_who_are_gone_are_cleaned(
-    student: HubUser, tunable: Cluster, user: Callable[[str], HubUser]
+    student: HubUser, cluster: Cluster, user: Callable[[str], HubUser]
 ) -> None:
     """The nodes forget alice's home; bob's is in use; no file is touched."""
-    volumes = {name: Student(tunable, user(name)).volumes for name in ("alice", "bob")}
+    volumes = {name: Student(cluster, user(name)).volumes for name in ("alice", "bob")}
     word = uuid.uuid4().hex
     tell(student).run(f"open('kept.txt', 'w').write({word!r})")
     user("bob").start()
     student.stop()
     assert any(volumes["alice"]().values())
-    check = tunable.playbook("clean_volumes.yml", "--check")
+    check = cluster.playbook("clean_volumes.yml", "--check")
     assert any(volumes["alice"]().values())
-    recap = tunable.playbook("clean_volumes.yml")
+    recap = cluster.playbook("clean_volumes.yml")
     assert (
         sum(host["changed"] for host in check.values()) == sum(host["changed"] for host in recap.values()) > 0
     )
     assert not any(volumes["alice"]().values())
     assert any(volumes["bob"]().values())
     assert user("bob").run("print(1)").strip() == "1"
-    again = tunable.playbook("clean_volumes.yml")
+    again = cluster.playbook("clean_volumes.yml")
     assert sum(host["changed"] for host in again.values()) == 0
     assert tell(student).run("print(open('kept.txt').read())").strip() == word
     user("bob").stop()
 
 
-def test_identity_root_gives_the_same_file(student: HubUser, tunable: Cluster) -> None:
+def test_identity_root_gives_the_same_file(student: HubUser, cluster: Cluster) -> None:
     """A container that starts as root and moves over itself writes under the same UID and GID."""
     tell(student, identity="root")
     template = "{{.Spec.TaskTemplate.ContainerSpec.User}}"
-    service = tunable.notebook("alice")
-    assert tunable.docker("service", "inspect", "--format", template, service).strip() == "0:0"
-    _, account = tunable.accounts("GET", "/accounts/alice")
+    service = cluster.notebook("alice")
+    assert cluster.docker("service", "inspect", "--format", template, service).strip() == "0:0"
+    _, account = cluster.accounts("GET", "/accounts/alice")
     uid, gid, groups, capabilities, umask = student.json(
         "import json, os, pathlib\n"
         "pathlib.Path.home().joinpath('root.txt').write_text('x')\n"
@@ -296,19 +292,19 @@ def test_identity_root_gives_the_same_file(student: HubUser, tunable: Cluster) -
     assert (uid, gid, capabilities, umask) == (account["uid"], account["gid"], 0, 0o007)
     assert set(account["groups"].values()) <= set(groups)
     assert 0 not in groups
-    file = tunable.storage.stat(f"{tunable.storage_dir}{account['home']}/root.txt")
+    file = cluster.storage.stat(f"{cluster.storage_dir}{account['home']}/root.txt")
     assert (file["uid"], file["gid"]) == (account["uid"], account["gid"])
 
 
-@pytest.mark.parametrize(("name", "identity"), [("tina", "root"), ("ada", "direct")])
+@pytest.mark.parametrize(("name", "identity"), [("stan", "root"), ("olga", "direct")])
 def test_docker_stacks_images(
-    tunable: Cluster, user: Callable[[str], HubUser], name: str, identity: str
+    cluster: Cluster, user: Callable[[str], HubUser], name: str, identity: str
 ) -> None:
     """As they are, they start as root; with the overlay they start as the user. Neither chowns anything."""
     value = uuid.uuid4().hex
-    teacher = Student(tunable, user(name))
-    teacher.hub.stop()
-    teacher.hub.spawn(
+    student = Student(cluster, user(name))
+    student.hub.stop()
+    student.hub.spawn(
         {
             "traits": {
                 "identity": identity,
@@ -318,13 +314,13 @@ def test_docker_stacks_images(
             }
         }
     )
-    teacher.value = value
-    teacher.assert_one_server()
-    _, account = tunable.accounts("GET", f"/accounts/{name}")
-    file = f"{tunable.storage_dir}{account['home']}/probe.json"
-    owner = tunable.storage.stat(file)
+    student.value = value
+    student.assert_one_server()
+    _, account = cluster.accounts("GET", f"/accounts/{name}")
+    file = f"{cluster.storage_dir}{account['home']}/probe.json"
+    owner = cluster.storage.stat(file)
     assert (owner["uid"], owner["gid"]) == (account["uid"], account["gid"])
-    seen = json.loads(tunable.storage.run("cat", file))
+    seen = json.loads(cluster.storage.run("cat", file))
     assert (seen["uid"], seen["gid"]) == (account["uid"], account["gid"])
     assert (seen["name"], seen["group"], seen["home"]) == (name, account["account"], f"/home/{name}")
     assert int(seen["umask"], 8) == 0o007
@@ -333,4 +329,4 @@ def test_docker_stacks_images(
     assert seen["owner of conda"] == 1000, "nothing outside the home changes its owner"
     assert seen["effective"] == 0
     assert seen["hook"] == ("as 0" if identity == "root" else f"as {account['uid']}")
-    teacher.hub.stop()
+    student.hub.stop()

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from cluster import Cluster
 
+pytestmark = [pytest.mark.courses, pytest.mark.disruptive]
+
 # A course of this test's own: it is in no inventory, and all that there is of it is made here.
 COURSE = "semester-test"
 LOGIN = "SELECT rolcanlogin FROM pg_roles WHERE rolname = 'semester-test';"
@@ -53,7 +55,6 @@ def archives(cluster: Cluster) -> Iterator[str]:
     cluster.storage.run("find", f"{parent}/courses", "-name", f"{COURSE}-*", "-delete")
 
 
-@pytest.mark.disruptive
 def test_a_course_is_closed_archived_and_removed(
     cluster: Cluster, archives: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,9 +24,9 @@ CANCELS = 20
 
 
 @pytest.fixture(scope="module")
-def students(tunable: Cluster, user: Callable[[str], HubUser]) -> Iterator[list[Student]]:
+def students(cluster: Cluster, user: Callable[[str], HubUser]) -> Iterator[list[Student]]:
     """Five users, whose rounds run side by side."""
-    students = [Student(tunable, user(name)) for name in NAMES]
+    students = [Student(cluster, user(name)) for name in NAMES]
     for student in students:
         student.hub.stop()
     yield students

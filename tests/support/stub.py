@@ -34,7 +34,7 @@ http.server.ThreadingHTTPServer(("0.0.0.0", port), Handler).serve_forever()
 
 
 class Student:
-    """A user of a `tunable` cluster.
+    """A user of a cluster whose hub takes traits of a start (tests/inventories/test).
 
     Attributes:
         hub: The user's session.

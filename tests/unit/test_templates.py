@@ -82,7 +82,8 @@ class Renderer:
         ):
             if source.exists():
                 variables |= self._inventory.load(source)
-        references = {key: f"registry.test:5000/campus/{key}@sha256:{'0' * 64}" for key in IMAGES}
+        images = {*IMAGES, *(image["name"] for image in self._inventory.value(host, "images_extra", []))}
+        references = {key: f"registry.test:5000/campus/{key}@sha256:{'0' * 64}" for key in images}
         variables |= {
             **FOUND_OUT,
             "images_refs": references,
