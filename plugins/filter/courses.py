@@ -22,6 +22,7 @@ KEYS = {
     "kernels": list,
     "memory": dict,
     "cpu": dict,
+    "quota": str,
     "shared": bool,
     "nbgrader": bool,
     "from": datetime.date,
@@ -120,6 +121,8 @@ def _values(course, images, kernels):
     for key in ("guarantee", "limit"):
         if isinstance(memory, dict) and key in memory and not SIZE.fullmatch(str(memory[key])):
             yield f"has memory.{key}: {memory[key]!r}, which is no size such as 512M"
+    if isinstance(course.get("quota"), str) and not SIZE.fullmatch(course["quota"]):
+        yield f"has quota: {course['quota']!r}, which is no size such as 5G"
     cpu = course.get("cpu") or {}
     for key in ("guarantee", "limit"):
         # Ansible's numbers are of types of its own; a truth value is a number to Python.
@@ -204,6 +207,43 @@ def course_directories(courses):
     ]
 
 
+def kibibytes(size):
+    """Read a size.
+
+    Args:
+        size (str): such as 512M or 5G; the units are powers of 1024, without one it is bytes.
+
+    Returns:
+        int: KiB, at least one; 0 for an empty text.
+    """
+    if not size:
+        return 0
+    number, unit = re.fullmatch(r"([\d.]+)([KMGT]?)", str(size).upper()).groups()
+    return max(1, int(float(number) * 1024 ** " KMGT".index(unit or " ")) // 1024)
+
+
+def quotas(courses, directory, default=""):
+    """Write what files/quota.py goes by.
+
+    Args:
+        courses (list[dict]): the table.
+        directory (str): where the exports and the accounts are.
+        default (str): size that the files of every user may have, empty for no limit.
+
+    Returns:
+        dict: the configuration; the courses' students have their quotas, not their graders.
+    """
+    return {
+        "directory": directory,
+        "default": kibibytes(default),
+        "groups": {
+            f"nbgrader-{course['name']}": kibibytes(course["quota"])
+            for course in courses
+            if "quota" in course
+        },
+    }
+
+
 def gradebook_passwords(courses, key):
     """Derive the password of each gradebook, as the hub does (files/courses.py).
 
@@ -232,4 +272,5 @@ class FilterModule:
             "course_settings": course_settings,
             "course_directories": course_directories,
             "gradebook_passwords": gradebook_passwords,
+            "quotas": quotas,
         }

@@ -49,6 +49,10 @@ options:
     type: list
     elements: str
     default: []
+  quota_path:
+    description: Directory whose file system has to have user quotas; empty for none. It need not exist yet.
+    type: str
+    default: ""
   ports:
     description: TCP ports that nobody but Docker and its containers may listen on.
     type: list
@@ -269,6 +273,38 @@ def disk_problems(paths, disk_mb):
     return list(found.values())
 
 
+def quota_problems(path, mountinfo):
+    """Check that the file system on which a directory is or will be has user quotas.
+
+    Args:
+        path: The directory; empty: nothing is checked.
+        mountinfo: Content of /proc/self/mountinfo.
+
+    Returns:
+        Sentences.
+    """
+    if not path:
+        return []
+    existing = pathlib.Path(path)
+    while not existing.exists():
+        existing = existing.parent
+    device = existing.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(" - ")
+        if fields.split()[2] == number:
+            kind, source, options = rest.split()[:3]
+            # Of all names of the option, in xfs(5) and ext4(5), the kernel shows these.
+            names = {option.partition("=")[0] for option in options.split(",")}
+            if names & {"usrquota", "usrjquota"}:
+                return []
+            return [
+                f"has no user quotas on the file system of {path} ({kind} on {source}): mount it with the "
+                "option usrquota, or set no quota in nfs_quota and courses."
+            ]
+    return [f"has quotas that cannot be seen for {path}: set no quota in nfs_quota and courses."]
+
+
 def routes(table):
     """List the networks that the node has a route to.
 
@@ -471,6 +507,7 @@ def main():
             "memory_mb": {"type": "int", "default": 0},
             "disk_mb": {"type": "int", "default": 0},
             "disk_paths": {"type": "list", "elements": "str", "default": []},
+            "quota_path": {"type": "str", "default": ""},
             "ports": {"type": "list", "elements": "int", "default": []},
             "peers": {"type": "dict", "default": {}},
             "peer_ports": {"type": "list", "elements": "int", "default": [7946, 2377, 22]},
@@ -493,6 +530,7 @@ def main():
     problems += kernel_problems(os.uname().release)
     problems += memory_problems(options["memory_mb"])
     problems += disk_problems(options["disk_paths"], options["disk_mb"])
+    problems += quota_problems(options["quota_path"], read("/proc/self/mountinfo"))
     problems += port_problems(options["ports"])
     problems += peer_problems(options["peers"], options["peer_ports"], options["timeout"])
     for server in options["ldap_servers"]:

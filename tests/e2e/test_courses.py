@@ -209,6 +209,23 @@ def test_students_of_another_course_see_nothing(
     assert listed_as(cluster, account, "exchange/db1") is not None
 
 
+def test_a_quota_holds_for_students(cluster: Cluster, member: Callable[[str, str], HubUser]) -> None:
+    """Whoever has reached it starts and deletes; graders collect what others have written, and have none."""
+    ben, gina = member("ben", "algo1"), member("gina", "algo1")
+    fill = "dd if=/dev/zero of=$HOME/big bs=1M count={} conv=fsync"
+    with pytest.raises(AssertionError, match="Disk quota exceeded"):
+        ben.shell(fill.format(100))
+    _, account = cluster.accounts("GET", "/accounts/ben")
+    blocks = cluster.storage.run("stat", "--format=%b", f"{cluster.storage_dir}{account['home']}/big")
+    assert int(blocks) * 512 <= 64 * 2**20
+    ben.stop()
+    ben.spawn({"course": "algo1"})
+    with pytest.raises(AssertionError, match="Disk quota exceeded"):
+        ben.shell(fill.replace("big", "more").format(1))
+    ben.shell("rm ~/big && echo again > ~/more && grep again ~/more && rm ~/more")
+    gina.shell(f"{fill.format(80)} && rm ~/big")
+
+
 def listed_as(cluster: Cluster, account: dict, path: str) -> list[str] | None:
     """What a directory of the storage shows to an account, None if it is closed.
 
@@ -434,10 +451,16 @@ def test_a_round_in_the_browser(member: Callable[[str, str], HubUser], page: Pag
     press(formgrader, "anna", "generate-feedback", "student-id")
     press(formgrader, "anna", "release-feedback", "student-id")
 
-    # The button is there before, too; the list is new when it tells of the feedback.
-    student.locator("#refresh_assignments_list").click()
     submitted = student.locator("#submitted_assignments_list .list_item", has_text=name).first
-    expect(submitted).to_contain_text("feedback available to fetch")
+
+    # The button is there before, too; the list is new when it tells of the feedback. A node asks again what
+    # another one has written after a minute at most (nfs(5), acdirmax).
+    def told() -> bool:
+        student.locator("#refresh_assignments_list").click()
+        expect(submitted).to_contain_text("feedback available to fetch")
+        return True
+
+    wait_for("the feedback in the list", told, timeout=90)
     assignment_button(student, name, "Fetch Feedback").click()
     wait_for("the feedback", lambda: f"{name}.html" in anna.shell(f"ls ~/{name}/feedback/*/"), timeout=60)
 

@@ -69,6 +69,7 @@ def test_a_good_table_has_no_problems():
         ({"graders": {"ldap_group": "algo1-staff"}}, "has graders without ldap_group, the DN of a group"),
         ({"image": "rstudio"}, "the cluster's images are notebook, notebook-teacher"),
         ({"kernels": ["python", "java"]}, "wants the kernels java, which images_kernels does not have"),
+        ({"quota": "lots"}, "has quota: 'lots', which is no size such as 5G"),
         ({"memory": {"limit": "lots"}}, "which is no size such as 512M"),
         ({"cpu": {"limit": "two"}}, "which is no number"),
         ({"from": "1 October"}, "which is no date such as 2026-10-01"),
@@ -306,6 +307,19 @@ def test_no_course_mounts_nothing_of_one():
 def course_environment(spawner):
     spawner.course, spawner.role = spawner.choose_course()
     return {key: value for key, value in spawner.get_env().items() if key.startswith("CAMPUS_")}
+
+
+def test_quotas_are_the_students():
+    """Graders collect what others have written."""
+    courses = [{**ALGO, "quota": "1.5G"}, {**DB, "quota": "512m"}, {"name": "none"}]
+    groups = {"nbgrader-algo1": 1536 * 1024, "nbgrader-db-1": 512 * 1024}
+    assert table.quotas(courses, "/srv/x", "10G") == {
+        "directory": "/srv/x",
+        "default": 10 * 1024**2,
+        "groups": groups,
+    }
+    assert table.quotas([], "/srv/x") == {"directory": "/srv/x", "default": 0, "groups": {}}
+    assert table.kibibytes("100") == 1
 
 
 def test_only_graders_get_the_gradebooks_password():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import ipaddress
+import os
 import pathlib
 import socket
 import ssl
@@ -155,6 +156,27 @@ def test_memory_and_disk(tmp_path):
     paths = [str(tmp_path / "not" / "there"), str(tmp_path)]
     assert node.disk_problems(paths, 0) == []
     assert len(node.disk_problems(paths, 10**12)) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "fine"),
+    [
+        ("ext4", "rw,quota,usrquota", True),
+        ("ext4", "rw,usrjquota=aquota.user,jqfmt=vfsv1", True),
+        ("xfs", "rw,attr2,usrquota", True),
+        ("xfs", "rw,noquota", False),
+        ("ext4", "rw,quota,grpquota", False),
+    ],
+)
+def test_user_quotas_of_a_file_system(tmp_path, kind, options, fine):
+    device = tmp_path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    other = "22 21 0:999 / / rw - ext4 /dev/sda1 rw,usrquota"
+    table = f"{other}\n25 21 {number} / /srv rw,relatime shared:1 - {kind} /dev/sdb1 {options}\n"
+    found = node.quota_problems(str(tmp_path / "not" / "there"), table)
+    assert found == [] if fine else f"({kind} on /dev/sdb1): mount it with the option usrquota" in found[0]
+    assert len(node.quota_problems(str(tmp_path), other)) == 1
+    assert node.quota_problems("", table) == []
 
 
 def test_a_port_that_somebody_else_holds():

@@ -1,0 +1,133 @@
+"""Disk quotas: who may have how much, and what is set of it.
+
+The programs of quota-tools are stood in for; the real ones run in tests/e2e/test_courses.py.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import quota
+
+PASSWD = """\
+alice:x:100000:100000:alice:/homes/alice:/usr/sbin/nologin
+ben:x:100001:100001:ben:/homes/ben:/usr/sbin/nologin
+cut:x:100002:100002:cut:/homes/cu"""
+GROUP = """\
+nbgrader-algo1:x:20003:
+nbgrader-algo1:x:20003:ben
+nbgrader-db1:x:20004:
+nbgrader-db1:x:20004:alice,ben
+odd-0123456789ab:Odd%20Group:20005:alice
+"""
+# What repquota and setquota do, with a file of limits for a file system.
+REPQUOTA = """#!/bin/sh
+[ ! -e "$BROKEN" ] || { echo "repquota: Mountpoint not found or has no quota enabled." >&2; exit 1; }
+echo User,BlockStatus,FileStatus,BlockUsed,BlockSoftLimit,BlockHardLimit,BlockGrace
+while read -r uid _ hard _; do echo "#$uid,ok,ok,4,0,$hard,"; done < "$LIMITS"
+"""
+SETQUOTA = """#!/bin/sh
+echo "$@" >> "$LIMITS.calls"
+cat >> "$LIMITS"
+"""
+
+
+@pytest.fixture
+def storage(tmp_path, monkeypatch):
+    """A directory with accounts, and programs in PATH."""
+    (tmp_path / "accounts").mkdir()
+    (tmp_path / "accounts/passwd").write_text(PASSWD)
+    (tmp_path / "accounts/group").write_text(GROUP)
+    for name, text in (("repquota", REPQUOTA), ("setquota", SETQUOTA)):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(text)
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("LIMITS", str(tmp_path / "limits"))
+    monkeypatch.setenv("BROKEN", str(tmp_path / "broken"))
+    (tmp_path / "limits").touch()
+    return tmp_path
+
+
+def config(storage, default=0, **groups):
+    return {
+        "directory": str(storage),
+        "default": default,
+        "groups": {name.replace("_", "-"): size for name, size in groups.items()},
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "limits"),
+    [
+        ({}, {100000: 0, 100001: 0}),
+        ({"default": 7}, {100000: 7, 100001: 7}),
+        ({"nbgrader_algo1": 9, "nbgrader_db1": 5}, {100000: 5, 100001: 9}),
+        ({"default": 7, "nbgrader_algo1": 9, "nbgrader_db1": 5}, {100000: 7, 100001: 9}),
+        ({"Odd Group": 3}, {100000: 3, 100001: 0}),
+        ({"nobody_is_in_it": 3}, {100000: 0, 100001: 0}),
+    ],
+)
+def test_the_largest_of_the_groups_holds(storage, settings, limits):
+    assert quota.wanted(config(storage, **settings)) == limits
+
+
+def test_only_what_differs_is_set(storage):
+    """And nothing of users who have no account."""
+    (storage / "limits").write_text("0 0 0 0 0\n1000 0 77 0 0\n100001 0 9 0 0\n")
+    settings = config(storage, nbgrader_algo1=9, nbgrader_db1=5)
+    assert quota.apply(settings) == 1
+    assert (storage / "limits").read_text().splitlines()[3:] == ["100000 0 5 0 0"]
+    assert quota.apply(settings) == 0
+    calls = (storage / "limits.calls").read_text().splitlines()
+    assert calls == [f"--batch -u {quota.mount_point(str(storage))}"]
+
+
+def test_no_quotas_any_more_are_lifted(storage):
+    quota.apply(config(storage, nbgrader_algo1=9))
+    assert quota.apply(config(storage)) == 1
+    assert (storage / "limits").read_text().splitlines()[-1] == "100001 0 0 0 0"
+
+
+def test_a_file_system_without_quotas_is_told(storage, capsys):
+    (storage / "broken").touch()
+    path = storage / "config.json"
+    path.write_text(json.dumps(config(storage)))
+    done = subprocess.run(
+        [sys.executable, quota.__file__, "--once", str(path)], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        "repquota failed: repquota: Mountpoint not found or has no quota enabled."
+    ]
+
+
+def test_new_members_and_new_settings_are_seen(storage):
+    """By the process that keeps the quotas, without anybody telling it."""
+    path = storage / "config.json"
+    path.write_text(json.dumps(config(storage, nbgrader_algo1=9)))
+    process = subprocess.Popen([sys.executable, quota.__file__, str(path)], stderr=subprocess.DEVNULL)
+
+    def last(expected):
+        deadline = time.monotonic() + 20
+        while (storage / "limits").read_text().splitlines()[-1:] != [expected]:
+            assert time.monotonic() < deadline, (storage / "limits").read_text()
+            assert process.poll() is None
+            time.sleep(0.05)
+
+    try:
+        last("100001 0 9 0 0")
+        with (storage / "accounts/group").open("a") as file:
+            file.write("nbgrader-algo1:x:20003:alice\n")
+        last("100000 0 9 0 0")
+        path.with_suffix(".new").write_text(json.dumps(config(storage, default=11, nbgrader_algo1=9)))
+        Path(path.with_suffix(".new")).replace(path)
+        last("100001 0 11 0 0")
+    finally:
+        process.kill()
+        process.wait()
