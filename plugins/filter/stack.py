@@ -1,4 +1,4 @@
-"""Filters for compose files: swarm objects named by their content."""
+"""Filters for compose files."""
 
 from __future__ import annotations
 
@@ -37,9 +37,30 @@ def external_objects(names):
     return {short: {"external": True, "name": name} for short, name in pairs}
 
 
+def with_health(services, times):
+    """Set how often services are asked for their health.
+
+    Args:
+        services (dict[str, dict]): services of a compose file.
+        times (dict[str, str]): keys of `healthcheck` and their values.
+
+    Returns:
+        dict[str, dict]: the services; how each is asked stays as they or their images say it. One that nobody
+            says it of has no health.
+    """
+    return {
+        name: {**service, "healthcheck": {**service.get("healthcheck", {}), **times}} if times else service
+        for name, service in services.items()
+    }
+
+
 class FilterModule:
     """Ansible's entry point."""
 
     def filters(self):
         """Return the filters by name."""
-        return {"content_names": content_names, "external_objects": external_objects}
+        return {
+            "content_names": content_names,
+            "external_objects": external_objects,
+            "with_health": with_health,
+        }

@@ -41,6 +41,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+api_version:
+  description: Newest version of Docker's API that the manager speaks.
+  type: str
+  returned: always
 checksum:
   description: SHA-1 of O(file), empty when there is none.
   type: str
@@ -175,7 +179,12 @@ def main():
     path = module.params["file"]
     checksum = (path and module.sha1(path)) or ""
     module.exit_json(
-        changed=False, checksum=checksum, converged=not problems, missing=missing, problems=problems
+        changed=False,
+        api_version=client.api_version,
+        checksum=checksum,
+        converged=not problems,
+        missing=missing,
+        problems=problems,
     )
 
 

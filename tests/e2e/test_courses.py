@@ -13,7 +13,7 @@ from pathlib import Path
 import grading
 import pytest
 from cluster import Cluster, wait_for
-from hub import HubUser
+from hub import STOP_TIMEOUT, HubUser
 from playwright.sync_api import FrameLocator, Locator, Page, expect
 
 pytestmark = pytest.mark.courses
@@ -151,6 +151,22 @@ def test_who_is_in_one_course_is_not_asked(user: Users) -> None:
         dora.spawn({"course": other})
         assert environment(dora)["CAMPUS_COURSE"] == "db1"
         dora.stop()
+
+
+def test_a_server_that_is_called_like_a_course_is_its_server(cluster: Cluster, user: Users) -> None:
+    """Beside the user's own, without a question."""
+    chris = user("chris")
+    chris.stop()
+    path = "/hub/api/users/chris/servers/db1"
+    chris.api("POST", path).raise_for_status()
+    wait_for("the server", lambda: chris.model()["servers"].get("db1", {}).get("ready"), timeout=120)
+    containers = [service["Spec"]["TaskTemplate"]["ContainerSpec"] for service in cluster.services()]
+    (settings,) = [
+        container["Env"] for container in containers if "JUPYTERHUB_USER=chris" in container.get("Env", [])
+    ]
+    assert {"JUPYTERHUB_SERVER_NAME=db1", "CAMPUS_COURSE=db1"} <= set(settings)
+    chris.api("DELETE", path, json={"remove": True}, timeout=STOP_TIMEOUT).raise_for_status()
+    wait_for("its end", lambda: "db1" not in chris.model()["servers"], timeout=STOP_TIMEOUT)
 
 
 def test_administrators_see_who_is_in_which_course(user: Users) -> None:

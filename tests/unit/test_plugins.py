@@ -36,6 +36,16 @@ def test_content_names_fit_into_swarms_limit():
     assert len(name) == 64
 
 
+def test_health_is_asked_for_as_often_as_the_engine_can_tell():
+    services = {"a": {"image": "a", "healthcheck": {"test": ["CMD", "true"], "interval": "10s"}}, "b": {}}
+    assert stack.with_health(services, {}) == services
+    times = {"interval": "30s", "start_interval": "2s"}
+    asked = stack.with_health(services, times)
+    assert asked["a"]["healthcheck"] == {"test": ["CMD", "true"], **times}
+    assert asked["b"] == {"healthcheck": times}
+    assert services["a"]["healthcheck"]["interval"] == "10s"
+
+
 def test_external_objects_of_names_and_of_a_mapping():
     assert stack.external_objects(["control"]) == {"control": {"external": True, "name": "control"}}
     assert stack.external_objects({"a": "hub_a_1"}) == {"a": {"external": True, "name": "hub_a_1"}}
