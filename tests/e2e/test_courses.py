@@ -238,7 +238,8 @@ def test_a_quota_holds_for_students(cluster: Cluster, member: Callable[[str, str
     ben.spawn({"course": "algo1"})
     with pytest.raises(AssertionError, match="Disk quota exceeded"):
         ben.shell(fill.replace("big", "more").format(1))
-    ben.shell("rm ~/big && echo again > ~/more && grep again ~/more && rm ~/more")
+    assert ben.notebook_api("DELETE", "contents/big").status_code == 204
+    ben.shell("echo again > ~/more && grep again ~/more && rm ~/more")
     gina.shell(f"{fill.format(80)} && rm ~/big")
 
 

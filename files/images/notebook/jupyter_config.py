@@ -18,6 +18,9 @@ c.NotebookNotary.db_file = str(directory / "nbsignatures.db")
 c.BaseFileIdManager.db_path = str(directory / "file_id_manager.db")
 c.SQLiteYStore.db_path = str(directory / "jupyter_ystore.db")
 
+# JupyterLab shows no trash: what lies there would count for the quota, and a full home could not take it.
+c.FileContentsManager.delete_to_trash = False
+
 # A course's own choice of kernels (files/courses.py), by the names of their kernelspecs.
 KERNELSPECS = {
     "python": "python3",

@@ -86,6 +86,17 @@ link_courses() {
   fi
 }
 
+# Jupyter starts in no home that takes nothing more, and without a server nobody deletes anything there. For this time it has its
+# settings and data in the container. NFS tells of a full disk or quota at the end of a write only.
+make_do_without_space() {
+  if ! { probe=$(mktemp "$HOME/.start.XXXXXX") && dd if=/dev/zero of="$probe" bs=64k count=1 conv=fsync; } 2>/dev/null; then
+    echo "start.sh: nothing can be written to $HOME; settings are not kept this time." >&2
+    export JUPYTER_CONFIG_DIR=/tmp/full/config JUPYTER_DATA_DIR=/tmp/full/data IPYTHONDIR=/tmp/full/ipython XDG_CACHE_HOME=/tmp/full/cache
+    mkdir -p "$JUPYTER_CONFIG_DIR" "$JUPYTER_DATA_DIR" "$IPYTHONDIR" "$XDG_CACHE_HOME"
+  fi
+  [ -z "${probe:-}" ] || rm -f "$probe" || :
+}
+
 [ "$(id -u)" -ne 0 ] || become_user "$@"
 
 umask "${NB_UMASK:-007}"
@@ -100,6 +111,7 @@ esac
 cd "$HOME" 2>/dev/null || fail "the home directory $HOME cannot be entered by $(id -u):$(id -g)."
 name_account
 link_courses
+make_do_without_space
 export HOME USER="$NB_USER" LOGNAME="$NB_USER" SHELL=/bin/bash EMAIL="${EMAIL:-$NB_USER@${NB_MAIL_DOMAIN:-localhost}}"
 # What follows may be another image's start script, which compares these with the truth.
 NB_UID=$(id -u) NB_GID=$(id -g)
