@@ -1,8 +1,8 @@
 """The cluster under test and its users.
 
 Environment:
-    CAMPUS_INVENTORY: inventory directory of a deployed cluster, tests/inventories/test without it. Tests of
-        courses need the people of tests/inventories/two_nodes, all others those of tests/inventories/test.
+    CAMPUS_INVENTORY: inventory directory of a deployed cluster, tests/inventories/test without it. Tests
+        marked two_nodes need the people of tests/inventories/two_nodes, all others those of the former.
     CAMPUS_URL, CAMPUS_CA: address of the hub and CA file, if they are not those of the inventory.
     CAMPUS_GROUPS: expected sizes of the inventory's groups, such as "managers=2 workers=1".
 """

@@ -16,7 +16,7 @@ from cluster import Cluster, wait_for
 from hub import STOP_TIMEOUT, HubUser
 from playwright.sync_api import FrameLocator, Locator, Page, expect
 
-pytestmark = pytest.mark.courses
+pytestmark = pytest.mark.two_nodes
 
 MINUTE = 60_000
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cluster import Cluster
 
-pytestmark = [pytest.mark.courses, pytest.mark.disruptive]
+pytestmark = [pytest.mark.two_nodes, pytest.mark.disruptive]
 
 # A course of this test's own: it is in no inventory, and all that there is of it is made here.
 COURSE = "semester-test"

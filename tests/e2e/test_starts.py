@@ -16,7 +16,7 @@ from cluster import Cluster, wait_for
 from hub import STOP_TIMEOUT, HubUser
 from stub import Student
 
-pytestmark = pytest.mark.disruptive
+pytestmark = [pytest.mark.two_nodes, pytest.mark.disruptive]
 
 NAMES = ["alice", "bob", "carol", "tina", "ada"]
 STARTS = 50
