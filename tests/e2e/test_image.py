@@ -14,6 +14,39 @@ from stub import SERVER, Student
 
 pytestmark = pytest.mark.disruptive
 
+# Installs a package of conda's format out of a channel of its own, with the cache where conda has it.
+CONDA = """
+import asyncio, hashlib, io, json, pathlib, sys, tarfile, tempfile
+sys.path[:0] = ["/opt/rattler", "/opt/conda/lib/python"]
+import rattler
+from rattler.index import index_fs
+
+channel = pathlib.Path(tempfile.mkdtemp())
+name, content = "lib/python/campus_probe.py", b"answer = 42"
+entry = {"_path": name, "path_type": "hardlink", "sha256": hashlib.sha256(content).hexdigest(),
+         "size_in_bytes": len(content)}
+about = {"name": "campus-probe", "version": "1", "build": "0", "build_number": 0, "depends": [],
+         "subdir": "noarch", "noarch": "generic", "timestamp": 1700000000000}
+members = {"info/index.json": json.dumps(about).encode(), "info/files": name.encode(), name: content,
+           "info/paths.json": json.dumps({"paths_version": 1, "paths": [entry]}).encode()}
+(channel / "noarch").mkdir()
+with tarfile.open(channel / "noarch/campus-probe-1-0.tar.bz2", "w:bz2") as package:
+    for path, data in members.items():
+        member = tarfile.TarInfo(path)
+        member.size, member.mode = len(data), 0o664
+        package.addfile(member, io.BytesIO(data))
+
+async def install():
+    await index_fs(channel)
+    records = await rattler.solve([channel.as_uri()], ["campus-probe"])
+    await rattler.install(records, "/opt/conda", cache_dir="/opt/conda/pkgs", show_progress=False)
+
+asyncio.run(install())
+import campus_probe
+installed = pathlib.Path(campus_probe.__file__)
+conda = [campus_probe.answer, str(installed), installed.stat().st_uid, installed.stat().st_gid]
+"""
+
 # Writes into HOME what the process is, then becomes the stub server.
 PROBE = """
 import grp, json, os, pathlib, pwd, sys
@@ -31,7 +64,7 @@ pathlib.Path.home().joinpath("probe.json").write_text(json.dumps({
     "name": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name,
     "umask": status["Umask"].strip(), "effective": int(status["CapEff"], 16),
     "home": str(pathlib.Path.home()),
-    "conda": writable("/opt/conda/lib/python"), "hook": os.environ.get("HOOK_RAN"),
+    "conda": conda, "writable": writable("/opt/conda/lib/python"), "hook": os.environ.get("HOOK_RAN"),
     "owner of conda": os.stat("/opt/conda/bin").st_uid,
 }))
 os.execvp("python3", ["python3", "-c", sys.argv[1]])
@@ -309,7 +342,7 @@ def test_docker_stacks_images(
             "traits": {
                 "identity": identity,
                 "build_group_gid": 100,
-                "cmd": ["python3", "-c", PROBE, SERVER],
+                "cmd": ["python3", "-c", CONDA + PROBE, SERVER],
                 "environment": {"START_VALUE": value, "START_DELAY": "0"},
             }
         }
@@ -325,7 +358,8 @@ def test_docker_stacks_images(
     assert (seen["name"], seen["group"], seen["home"]) == (name, account["account"], f"/home/{name}")
     assert int(seen["umask"], 8) == 0o007
     assert 100 in seen["groups"]
-    assert seen["conda"] == 100, "the build group writes the image's environment"
+    assert seen["writable"] == 100, "the build group writes the image's environment"
+    assert seen["conda"] == [42, "/opt/conda/lib/python/campus_probe.py", account["uid"], 100]
     assert seen["owner of conda"] == 1000, "nothing outside the home changes its owner"
     assert seen["effective"] == 0
     assert seen["hook"] == ("as 0" if identity == "root" else f"as {account['uid']}")
