@@ -12,6 +12,10 @@ NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 # Databases that PostgreSQL has of its own accord.
 RESERVED = {"postgres", "template0", "template1"}
 SIZE = re.compile(r"\d+(\.\d+)?[KMGT]?", re.IGNORECASE)
+# Not nothing, and nothing that would be too little for any home.
+QUOTA = re.compile(r"(?=.*[1-9])\d+(\.\d+)?[MGT]", re.IGNORECASE)
+# KiB: file systems round a limit to their blocks, and would then never have the one that was set.
+QUOTA_STEP = 64
 KEYS = {
     "name": str,
     "title": str,
@@ -121,7 +125,7 @@ def _values(course, images, kernels):
     for key in ("guarantee", "limit"):
         if isinstance(memory, dict) and key in memory and not SIZE.fullmatch(str(memory[key])):
             yield f"has memory.{key}: {memory[key]!r}, which is no size such as 512M"
-    if isinstance(course.get("quota"), str) and not SIZE.fullmatch(course["quota"]):
+    if isinstance(course.get("quota"), str) and not QUOTA.fullmatch(course["quota"]):
         yield f"has quota: {course['quota']!r}, which is no size such as 5G"
     cpu = course.get("cpu") or {}
     for key in ("guarantee", "limit"):
@@ -211,15 +215,15 @@ def kibibytes(size):
     """Read a size.
 
     Args:
-        size (str): such as 512M or 5G; the units are powers of 1024, without one it is bytes.
+        size (str): such as 512M or 5G; the units are powers of 1024.
 
     Returns:
-        int: KiB, at least one; 0 for an empty text.
+        int: KiB, a multiple of QUOTA_STEP; 0 for an empty text.
     """
     if not size:
         return 0
-    number, unit = re.fullmatch(r"([\d.]+)([KMGT]?)", str(size).upper()).groups()
-    return max(1, int(float(number) * 1024 ** " KMGT".index(unit or " ")) // 1024)
+    kib = float(size[:-1]) * 1024 ** ("MGT".index(size[-1].upper()) + 1)
+    return -int(-kib // QUOTA_STEP) * QUOTA_STEP
 
 
 def quotas(courses, directory, default=""):
@@ -231,17 +235,15 @@ def quotas(courses, directory, default=""):
         default (str): size that the files of every user may have, empty for no limit.
 
     Returns:
-        dict: the configuration; the courses' students have their quotas, not their graders.
+        dict: the configuration. The courses' students have their quotas; who grades one has that of all, or
+            none, whatever else he is.
     """
-    return {
-        "directory": directory,
-        "default": kibibytes(default),
-        "groups": {
-            f"nbgrader-{course['name']}": kibibytes(course["quota"])
-            for course in courses
-            if "quota" in course
-        },
-    }
+    graders = [course["name"] for course in courses if "graders" in course]
+    students = {course["name"]: course["quota"] for course in courses if "quota" in course}
+    groups = {f"nbgrader-{name}": kibibytes(size) for name, size in students.items()}
+    if groups:
+        groups |= {f"formgrade-{name}": kibibytes(default) for name in graders}
+    return {"directory": directory, "default": kibibytes(default), "groups": groups}
 
 
 def gradebook_passwords(courses, key):

@@ -228,19 +228,19 @@ def test_students_of_another_course_see_nothing(
 def test_a_quota_holds_for_students(cluster: Cluster, member: Callable[[str, str], HubUser]) -> None:
     """Whoever has reached it starts and deletes; graders collect what others have written, and have none."""
     ben, gina = member("ben", "algo1"), member("gina", "algo1")
-    fill = "dd if=/dev/zero of=$HOME/big bs=1M count={} conv=fsync"
+    fill = "mkdir -p ~/data && dd if=/dev/zero of=$HOME/data/big bs=1M count={} conv=fsync"
     with pytest.raises(AssertionError, match="Disk quota exceeded"):
         ben.shell(fill.format(100))
     _, account = cluster.accounts("GET", "/accounts/ben")
-    blocks = cluster.storage.run("stat", "--format=%b", f"{cluster.storage_dir}{account['home']}/big")
+    blocks = cluster.storage.run("stat", "--format=%b", f"{cluster.storage_dir}{account['home']}/data/big")
     assert int(blocks) * 512 <= 64 * 2**20
     ben.stop()
     ben.spawn({"course": "algo1"})
     with pytest.raises(AssertionError, match="Disk quota exceeded"):
         ben.shell(fill.replace("big", "more").format(1))
-    assert ben.notebook_api("DELETE", "contents/big").status_code == 204
+    assert ben.notebook_api("DELETE", "contents/data").status_code == 204
     ben.shell("echo again > ~/more && grep again ~/more && rm ~/more")
-    gina.shell(f"{fill.format(80)} && rm ~/big")
+    gina.shell(f"{fill.format(80)} && rm -r ~/data")
 
 
 def listed_as(cluster: Cluster, account: dict, path: str) -> list[str] | None:

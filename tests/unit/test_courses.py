@@ -70,6 +70,9 @@ def test_a_good_table_has_no_problems():
         ({"image": "rstudio"}, "the cluster's images are notebook, notebook-teacher"),
         ({"kernels": ["python", "java"]}, "wants the kernels java, which images_kernels does not have"),
         ({"quota": "lots"}, "has quota: 'lots', which is no size such as 5G"),
+        ({"quota": "100"}, "which is no size such as 5G"),
+        ({"quota": "0G"}, "which is no size such as 5G"),
+        ({"quota": 5}, "has quota, which is not a text"),
         ({"memory": {"limit": "lots"}}, "which is no size such as 512M"),
         ({"cpu": {"limit": "two"}}, "which is no number"),
         ({"from": "1 October"}, "which is no date such as 2026-10-01"),
@@ -312,14 +315,15 @@ def course_environment(spawner):
 def test_quotas_are_the_students():
     """Graders collect what others have written."""
     courses = [{**ALGO, "quota": "1.5G"}, {**DB, "quota": "512m"}, {"name": "none"}]
-    groups = {"nbgrader-algo1": 1536 * 1024, "nbgrader-db-1": 512 * 1024}
+    students = {"nbgrader-algo1": 1536 * 1024, "nbgrader-db-1": 512 * 1024}
     assert table.quotas(courses, "/srv/x", "10G") == {
         "directory": "/srv/x",
         "default": 10 * 1024**2,
-        "groups": groups,
+        "groups": {**students, "formgrade-algo1": 10 * 1024**2},
     }
     assert table.quotas([], "/srv/x") == {"directory": "/srv/x", "default": 0, "groups": {}}
-    assert table.kibibytes("100") == 1
+    assert table.quotas([ALGO], "/srv/x")["groups"] == {}
+    assert table.kibibytes("1.1M") == 1152
 
 
 def test_only_graders_get_the_gradebooks_password():

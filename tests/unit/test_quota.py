@@ -14,6 +14,8 @@ import pytest
 import quota
 
 PASSWD = """\
+hub:x:991:991:hub:/homes/hub:/usr/sbin/nologin
+this line is none
 alice:x:100000:100000:alice:/homes/alice:/usr/sbin/nologin
 ben:x:100001:100001:ben:/homes/ben:/usr/sbin/nologin
 cut:x:100002:100002:cut:/homes/cu"""
@@ -21,7 +23,9 @@ GROUP = """\
 nbgrader-algo1:x:20003:
 nbgrader-algo1:x:20003:ben
 nbgrader-db1:x:20004:
-nbgrader-db1:x:20004:alice,ben
+nbgrader-db1:x:20004:alice,ben,hub
+formgrade-algo1:x:20006:alice
+short:x
 odd-0123456789ab:Odd%20Group:20005:alice
 """
 # What repquota and setquota do, with a file of limits for a file system.
@@ -29,6 +33,10 @@ REPQUOTA = """#!/bin/sh
 [ ! -e "$BROKEN" ] || { echo "repquota: Mountpoint not found or has no quota enabled." >&2; exit 1; }
 echo User,BlockStatus,FileStatus,BlockUsed,BlockSoftLimit,BlockHardLimit,BlockGrace
 while read -r uid _ hard _; do echo "#$uid,ok,ok,4,0,$hard,"; done < "$LIMITS"
+"""
+QUOTAON = """#!/bin/sh
+[ ! -e "$OFF" ] || { echo "user quota on $3 (/dev/sda1) is off"; exit 0; }
+echo "user quota on $3 (/dev/sda1) is on"; exit 1
 """
 SETQUOTA = """#!/bin/sh
 echo "$@" >> "$LIMITS.calls"
@@ -42,7 +50,7 @@ def storage(tmp_path, monkeypatch):
     (tmp_path / "accounts").mkdir()
     (tmp_path / "accounts/passwd").write_text(PASSWD)
     (tmp_path / "accounts/group").write_text(GROUP)
-    for name, text in (("repquota", REPQUOTA), ("setquota", SETQUOTA)):
+    for name, text in (("repquota", REPQUOTA), ("setquota", SETQUOTA), ("quotaon", QUOTAON)):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
         program.write_text(text)
@@ -50,6 +58,7 @@ def storage(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.setenv("LIMITS", str(tmp_path / "limits"))
     monkeypatch.setenv("BROKEN", str(tmp_path / "broken"))
+    monkeypatch.setenv("OFF", str(tmp_path / "off"))
     (tmp_path / "limits").touch()
     return tmp_path
 
@@ -71,6 +80,8 @@ def config(storage, default=0, **groups):
         ({"default": 7, "nbgrader_algo1": 9, "nbgrader_db1": 5}, {100000: 7, 100001: 9}),
         ({"Odd Group": 3}, {100000: 3, 100001: 0}),
         ({"nobody_is_in_it": 3}, {100000: 0, 100001: 0}),
+        ({"formgrade_algo1": 0, "nbgrader_db1": 5}, {100000: 0, 100001: 5}),
+        ({"default": 7, "formgrade_algo1": 7, "nbgrader_db1": 5}, {100000: 7, 100001: 7}),
     ],
 )
 def test_the_largest_of_the_groups_holds(storage, settings, limits):
@@ -94,17 +105,31 @@ def test_no_quotas_any_more_are_lifted(storage):
     assert (storage / "limits").read_text().splitlines()[-1] == "100001 0 0 0 0"
 
 
-def test_a_file_system_without_quotas_is_told(storage, capsys):
-    (storage / "broken").touch()
-    path = storage / "config.json"
-    path.write_text(json.dumps(config(storage)))
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("broken", "repquota failed: repquota: Mountpoint not found or has no quota enabled."),
+        ("off", "User quotas are off on "),
+        ("fifo", "accounts/passwd is no regular file."),
+        ("link", "Too many levels of symbolic links"),
+        ("config", "config.json is no JSON"),
+    ],
+)
+def test_what_stands_in_the_way_is_told(storage, what, sentence):
+    """In one sentence, and a file that is none of the accounts service's is not waited for."""
+    passwd, path = storage / "accounts/passwd", storage / "config.json"
+    path.write_text(json.dumps(config(storage)) if what != "config" else "{")
+    if what in ("fifo", "link"):
+        passwd.unlink()
+        os.mkfifo(passwd) if what == "fifo" else passwd.symlink_to("/dev/zero")
+    else:
+        (storage / what).touch()
     done = subprocess.run(
         [sys.executable, quota.__file__, "--once", str(path)], capture_output=True, text=True, timeout=30
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines() == [
-        "repquota failed: repquota: Mountpoint not found or has no quota enabled."
-    ]
+    assert sentence in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_new_members_and_new_settings_are_seen(storage):

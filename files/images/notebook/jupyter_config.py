@@ -20,6 +20,8 @@ c.SQLiteYStore.db_path = str(directory / "jupyter_ystore.db")
 
 # JupyterLab shows no trash: what lies there would count for the quota, and a full home could not take it.
 c.FileContentsManager.delete_to_trash = False
+# Without a trash, only empty directories could be deleted.
+c.FileContentsManager.always_delete_dir = True
 
 # A course's own choice of kernels (files/courses.py), by the names of their kernelspecs.
 KERNELSPECS = {

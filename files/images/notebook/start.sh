@@ -92,7 +92,7 @@ make_do_without_space() {
   if ! { probe=$(mktemp "$HOME/.start.XXXXXX") && dd if=/dev/zero of="$probe" bs=64k count=1 conv=fsync; } 2>/dev/null; then
     echo "start.sh: nothing can be written to $HOME; settings are not kept this time." >&2
     export JUPYTER_CONFIG_DIR=/tmp/full/config JUPYTER_DATA_DIR=/tmp/full/data IPYTHONDIR=/tmp/full/ipython XDG_CACHE_HOME=/tmp/full/cache
-    mkdir -p "$JUPYTER_CONFIG_DIR" "$JUPYTER_DATA_DIR" "$IPYTHONDIR" "$XDG_CACHE_HOME"
+    mkdir -p "$JUPYTER_CONFIG_DIR" "$JUPYTER_DATA_DIR" "$IPYTHONDIR" "$XDG_CACHE_HOME" || :
   fi
   [ -z "${probe:-}" ] || rm -f "$probe" || :
 }
