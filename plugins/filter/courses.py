@@ -125,7 +125,7 @@ def _values(course, images, kernels):
     for key in ("guarantee", "limit"):
         if isinstance(memory, dict) and key in memory and not SIZE.fullmatch(str(memory[key])):
             yield f"has memory.{key}: {memory[key]!r}, which is no size such as 512M"
-    if isinstance(course.get("quota"), str) and not QUOTA.fullmatch(course["quota"]):
+    if isinstance(course.get("quota"), str) and not is_quota(course["quota"]):
         yield f"has quota: {course['quota']!r}, which is no size such as 5G"
     cpu = course.get("cpu") or {}
     for key in ("guarantee", "limit"):
@@ -211,6 +211,15 @@ def course_directories(courses):
     ]
 
 
+def is_quota(size):
+    """Tell whether a text is a size that a quota may have.
+
+    Args:
+        size (str): such as 512M or 5G.
+    """
+    return bool(QUOTA.fullmatch(size))
+
+
 def kibibytes(size):
     """Read a size.
 
@@ -274,5 +283,6 @@ class FilterModule:
             "course_settings": course_settings,
             "course_directories": course_directories,
             "gradebook_passwords": gradebook_passwords,
+            "is_quota": is_quota,
             "quotas": quotas,
         }
