@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,3 +83,56 @@ def test_an_overlay_is_built_on_the_image_that_it_is_for() -> None:
     planned = plan(images_extra=[haskell])
     assert planned["notebook-haskell"]["base"] == planned["notebook"]["image"]
     assert list(planned).index("notebook-haskell") > list(planned).index("notebook")
+
+
+def test_of_two_builds_at_once_one_makes_the_base_system(tmp_path: Path) -> None:
+    """A stand-in for Docker keeps one file for each image, and the slower of the two finds it."""
+    images = tmp_path / "images"
+    images.mkdir()
+    docker = tmp_path / "docker"
+    docker.write_text(
+        "#!/bin/sh\ncase $1 in\n"
+        f'image) test -e "{images}/$3" ;;\nimport) cp "$2" "{images}/$3" && echo "$3" ;;\nesac\n'
+    )
+    docker.chmod(0o755)
+
+    def make(name: str) -> subprocess.Popen[str]:
+        rootfs = tmp_path / name
+        command = ["sh", "-c", 'sleep 0.5; echo "$0" > "$1"', name, rootfs]
+        return subprocess.Popen(
+            [ROLE / "files/make-os", tmp_path / "lock", rootfs, "os", *command],
+            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    builds = {name: make(name) for name in ("one.tar", "two.tar")}
+    said = {name: build.communicate(timeout=30)[0].strip() for name, build in builds.items()}
+    assert [build.returncode for build in builds.values()] == [0, 0]
+    assert sorted(said.values()) == ["", "os"]
+    assert said[(images / "os").read_text().strip()] == "os"
+    assert not [*tmp_path.glob("*.tar")]
+
+
+def test_a_base_system_that_failed_is_not_imported(tmp_path: Path) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\ntest "$1" = import\n')
+    docker.chmod(0o755)
+    rootfs = tmp_path / "os.tar"
+    made = subprocess.run(
+        [
+            ROLE / "files/make-os",
+            tmp_path / "lock",
+            rootfs,
+            "os",
+            "sh",
+            "-c",
+            f"echo half > {rootfs}; exit 3",
+        ],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (made.returncode, made.stdout) == (3, "")
+    assert not rootfs.exists()
