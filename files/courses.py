@@ -136,6 +136,14 @@ class CourseSpawner(NfsSwarmSpawner):
         """,
     )
 
+    grading_network = Unicode(
+        config=True,
+        help="""
+        Overlay network of the gradebooks: graders' servers are on it besides. Default: the gradebooks are on
+        the servers' own network.
+        """,
+    )
+
     gradebook_key = Unicode(
         config=True,
         help="""
@@ -327,6 +335,17 @@ class CourseSpawner(NfsSwarmSpawner):
         return mounts
 
     @property
+    def has_gradebook(self):
+        """Whether the server is one of a grader of a course with nbgrader."""
+        return self.role == GRADER and self.course.nbgrader
+
+    @property
+    def networks(self):
+        """Besides the servers' own: the gradebooks', for who has one."""
+        more = [self.grading_network] if self.grading_network and self.has_gradebook else []
+        return super().networks + more
+
+    @property
     def labels(self):
         """Besides the user: the course, by which playbooks/semester.yml finds the servers to end."""
         return super().labels | ({LABEL + "course": self.course.name} if self.course else {})
@@ -341,10 +360,10 @@ class CourseSpawner(NfsSwarmSpawner):
             ours["CAMPUS_KERNELS"] = ",".join(self.course.kernels)
         if self.course.nbgrader:
             ours["CAMPUS_EXCHANGE"] = EXCHANGE
-            if self.role == GRADER:
-                ours["CAMPUS_GRADEBOOK"] = self.gradebook_url.format(
-                    course=self.course.name, password=self.gradebook_password(self.course.name)
-                )
+        if self.has_gradebook:
+            ours["CAMPUS_GRADEBOOK"] = self.gradebook_url.format(
+                course=self.course.name, password=self.gradebook_password(self.course.name)
+            )
         return {**env, **{key: value for key, value in ours.items() if key not in self.environment}}
 
     def gradebook_password(self, course):

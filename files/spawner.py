@@ -1412,7 +1412,7 @@ class NfsSwarmSpawner(SwarmSpawner):
             "resources": self.resources_spec(),
             "restart_policy": RestartPolicy(condition="none"),
             "placement": self.placement_spec(),
-            "networks": [self.network_name] if self.network_name else None,
+            "networks": self.networks or None,
             "log_driver": DriverConfig(self.log_driver, self.log_options) if self.log_driver else None,
         }
         return TaskTemplate(**{**kwargs, **self.extra_task_spec})
@@ -1428,6 +1428,11 @@ class NfsSwarmSpawner(SwarmSpawner):
             "endpoint_spec": EndpointSpec(**{"mode": "dnsrr", **self.extra_endpoint_spec}),
         }
         return {**spec, **self.extra_create_kwargs}
+
+    @property
+    def networks(self):
+        """Names of the overlay networks that the server is on. The hub looks for it on `network_name`."""
+        return [self.network_name] if self.network_name else []
 
     def choose_image(self):
         """The image of the user's first role that has one, else the default."""

@@ -124,7 +124,7 @@ def test_who_is_in_several_courses_is_asked(user: Users) -> None:
     assert offered == ["algo1", "db1", ""]
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
     assert "Algorithms <1>" in text
-    assert "Image notebook. Kernels: python. Memory 448M. 1 CPU." in " ".join(text.split())
+    assert "Image notebook. Kernels: python, bash. Memory 448M. 1 CPU." in " ".join(text.split())
 
     def answer(course: str) -> str:
         form = {"course": course, "_xsrf": chris.session.cookies.get("_xsrf", path="/hub/")}
@@ -180,10 +180,10 @@ def test_administrators_see_who_is_in_which_course(user: Users) -> None:
 
 
 def test_a_course_offers_its_own_kernels(member: Callable[[str, str], HubUser]) -> None:
-    """The image has Bash, too, and db1 says nothing of kernels."""
+    """The image has others, too, and db1 says nothing of kernels."""
     anna, emil = member("anna", "algo1"), member("emil", "db1")
-    assert set(anna.notebook_api("GET", "kernelspecs").json()["kernelspecs"]) == {"python3"}
-    assert set(emil.notebook_api("GET", "kernelspecs").json()["kernelspecs"]) == {"python3", "bash"}
+    assert set(anna.notebook_api("GET", "kernelspecs").json()["kernelspecs"]) == {"python3", "bash"}
+    assert {"python3", "bash", "ir"} < set(emil.notebook_api("GET", "kernelspecs").json()["kernelspecs"])
 
 
 # --- folders ---
@@ -286,18 +286,25 @@ def test_a_submission_is_its_authors_and_the_graders(cluster: Cluster, handed_in
 def test_the_gradebook_is_closed_to_students(
     member: Callable[[str, str], HubUser], handed_in: list[HubUser]
 ) -> None:
-    """They reach the port, and have no password; a grader's is that of one gradebook."""
-    anna = handed_in[0]
+    """They are not on its network; a grader's password is that of one gradebook, and nobody needs none."""
+    anna, gina = handed_in[0], member("gina", "algo1")
     assert "CAMPUS_GRADEBOOK" not in environment(anna)
-    for url in ("postgresql://algo1@gradebook/algo1", "postgresql://postgres@gradebook/postgres"):
+    url = environment(gina)["CAMPUS_GRADEBOOK"].replace("+psycopg2", "")
+    address = gina.run("import socket; print(socket.gethostbyname('gradebook'))").strip()
+    connect = "import psycopg2; print(psycopg2.connect({!r}, connect_timeout=5).info.dbname)"
+    assert gina.run(connect.format(url)).strip() == "algo1"
+    for host in ("gradebook", address):
         with pytest.raises(
-            AssertionError, match=r"no password supplied|no pg_hba.conf entry|authentication failed"
+            AssertionError, match=r"could not translate host name|timeout expired|Connection refused"
         ):
-            anna.run(f"import psycopg2; psycopg2.connect({url!r})")
-    url = environment(member("gina", "algo1"))["CAMPUS_GRADEBOOK"].replace("+psycopg2", "")
-    assert anna.run(f"import psycopg2; print(psycopg2.connect({url!r}).info.dbname)").strip() == "algo1"
-    with pytest.raises(AssertionError, match=r"no pg_hba.conf entry"):
-        anna.run(f"import psycopg2; psycopg2.connect({url.removesuffix('algo1') + 'db1'!r})")
+            anna.run(connect.format(url.replace("@gradebook", f"@{host}")))
+    for other, refusal in (
+        (url.removesuffix("algo1") + "db1", "no pg_hba.conf entry"),
+        ("postgresql://algo1@gradebook/algo1", "no password supplied"),
+        ("postgresql://postgres@gradebook/postgres", "no pg_hba.conf entry"),
+    ):
+        with pytest.raises(AssertionError, match=refusal):
+            gina.run(connect.format(other))
 
 
 def test_the_whole_round(member: Callable[[str, str], HubUser], handed_in: list[HubUser]) -> None:

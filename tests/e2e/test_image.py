@@ -205,6 +205,7 @@ def test_a_read_only_image(student: HubUser, cluster: Cluster) -> None:
     ]
 
 
+@pytest.mark.two_nodes
 @pytest.mark.parametrize("read_only", [False, True])
 def test_the_kernels_of_the_inventory(student: HubUser, cluster: Cluster, read_only: bool) -> None:
     """They are offered and no others, and each runs as the user: its file lies on the storage."""

@@ -348,6 +348,22 @@ def test_only_graders_get_the_gradebooks_password():
     assert course_environment(make()) == {}
 
 
+@pytest.mark.parametrize(
+    ("groups", "grading", "expected"),
+    [
+        (["formgrade-algo1"], "grading", ["notebooks", "grading"]),
+        (["formgrade-algo1"], "", ["notebooks"]),
+        (["nbgrader-algo1"], "grading", ["notebooks"]),
+        (["formgrade-db-1"], "grading", ["notebooks"]),
+        ([], "grading", ["notebooks"]),
+    ],
+)
+async def test_only_graders_servers_are_on_the_gradebooks_network(groups, grading, expected):
+    spawner = make(*groups, network_name="notebooks", grading_network=grading)
+    spawner.course, spawner.role = spawner.choose_course()
+    assert [network["Target"] for network in (await spawner.task_spec())["Networks"]] == expected
+
+
 def test_the_storage_knows_all_courses_of_a_user_whichever_is_open(today):
     """Groups that came and went with the choice would make each start wait for the NFS server."""
     today.day = date(2030, 1, 1)
