@@ -98,3 +98,25 @@ def test_an_account_is_locked_archived_removed_and_back_again(
     assert cluster.storage.stat(home) == {"uid": account["uid"], "gid": account["gid"], "mode": "700"}
     assert carol.start().json("import json; print(json.dumps(open('kept/word').read()))") == word
     carol.stop()
+
+
+@pytest.mark.disruptive
+def test_a_node_does_not_answer(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who has left is told. An account is locked; its home waits until it is known that nobody writes there."""
+    name = f"left-{uuid.uuid4().hex[:6]}"
+    assert cluster.accounts("PUT", f"/accounts/{name}", {"groups": []})[0] == 201
+    node = cluster.nodes[cluster.groups["workers"][0]]
+    archives = cluster.value("nfs_archive_dir", f"{posixpath.dirname(cluster.storage_dir)}/archive")
+    lock = {"users_lock": name, "users_ask_directory": False}
+
+    def archived() -> bool:
+        return name in cluster.storage.run("ls", archives)
+
+    with cluster.without_power(node):
+        assert changes(cluster) == 0
+        assert f"{name}: not in the directory any more" in " ".join(capsys.readouterr().out.split())
+        assert f"fatal: [{node.name}]: UNREACHABLE!" in refusal(cluster, **lock)
+        assert cluster.accounts("GET", f"/accounts/{name}")[1]["locked"] is True
+        assert not archived()
+    assert changes(cluster, **lock) > 0
+    assert archived()
