@@ -518,12 +518,53 @@ def ldap_problems(inventory: Inventory) -> Iterator[str]:
         )
 
 
+# What no default can know, and playbooks/vars/wiring.yml neither.
+REQUIRED = {
+    "campus_domain": "at which host name users find the hub",
+    "hub_ldap_servers": "which servers have the directory",
+    "hub_ldap_groups": "which of the directory's groups may use the hub",
+}
+
+
+def required_problems(inventory: Inventory) -> Iterator[str]:
+    """Check that the inventory says what only it can.
+
+    Args:
+        inventory: The inventory.
+
+    Yields:
+        Sentences.
+    """
+    for name, meaning in REQUIRED.items():
+        if not inventory.value(name):
+            yield f"{name} is missing: it says {meaning}."
+
+
+def registry_problems(inventory: Inventory) -> Iterator[str]:
+    """Check that the firewall lets the builder reach the registry.
+
+    Args:
+        inventory: The inventory.
+
+    Yields:
+        Sentences.
+    """
+    outside = [host for host in inventory.group("builder") if host not in inventory.nodes]
+    if outside and not inventory.value("firewall_registry_clients"):
+        yield (
+            f"The builder {names(outside)} is no node, and firewall_registry_clients does not have its "
+            "address: it could not push images into the registry."
+        )
+
+
 CHECKS: tuple[Callable[[Inventory], Iterator[str]], ...] = (
     group_problems,
     address_problems,
     subnet_problems,
     password_problems,
     ldap_problems,
+    required_problems,
+    registry_problems,
 )
 
 

@@ -192,13 +192,14 @@ def test_no_disk(ask, question, monkeypatch, tmp_path) -> None:
     """What was made before does not count again."""
     monkeypatch.setattr(check_host.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=5 * GIB))
     needed = f"on the file system of {tmp_path}, and 5.0 GiB are free."
-    assert ask() == [f"The lab needs 18.0 GiB {needed}"]
+    assert ask() == [f"The lab needs 22.0 GiB {needed}"]
     kernel = Path(question["cache_dir"], "kernel/linux-7.1-1-abc")
     image = Path(question["cache_dir"], "image/node-0123.ext4")
     disks = [Path(question["state_dir"], "nodes", node, "disk") for node in ("node1", "node2")]
     for path in (kernel, image, *disks):
         path.parent.mkdir(parents=True)
         path.touch()
+    Path(question["cache_dir"], "builder/data").mkdir(parents=True)
     assert ask() == []
 
 

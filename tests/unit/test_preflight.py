@@ -31,6 +31,7 @@ SPECS = {
         "hub_ldap_tls": {"type": "str", "choices": ["ldaps", "starttls"], "default": "ldaps"},
         "hub_ldap_ca": {"type": "str", "default": ""},
         "hub_ldap_bind_dn_template": {"type": "list", "elements": "str", "default": []},
+        "hub_ldap_groups": {"type": "dict"},
         "hub_ldap_lookup_dn": {"type": "bool", "default": False},
         "hub_ldap_search_user": {"type": "str", "default": ""},
         "hub_ldap_search_password": {"type": "str", "default": ""},
@@ -48,6 +49,7 @@ SPECS = {
         "network_notebook_subnet": {"type": "str", "default": "10.40.0.0/20"},
         "network_control_subnet": {"type": "str", "default": "10.41.0.0/24"},
     },
+    "firewall": {"firewall_registry_clients": {"type": "list", "elements": "str", "default": []}},
     "directory": {"directory_users": {"type": "list", "elements": "dict", "default": []}},
     "lab": {"lab_subnet": {"type": "str", "default": "192.0.2.0/24"}},
 }
@@ -62,6 +64,8 @@ VARIABLES = {
     "campus_domain": "hub.example.org",
     "hub_ldap_servers": ["ldap.example.org"],
     "hub_ldap_bind_dn_template": ["uid={username},ou=people,dc=example,dc=org"],
+    "hub_ldap_groups": {"students": "cn=students,ou=groups,dc=example,dc=org"},
+    "firewall_registry_clients": ["192.0.2.1"],
 }
 
 
@@ -153,6 +157,19 @@ BAD_VARIABLES = {
         {"network_wifi": 1},
         "network_wifi is not a variable of the role network; a variable of your own takes a name "
         "that does not begin with network_.",
+    ),
+    "no name": (
+        {"campus_domain": None},
+        "campus_domain is missing: it says at which host name users find the hub.",
+    ),
+    "no groups": (
+        {"hub_ldap_groups": {}},
+        "hub_ldap_groups is missing: it says which of the directory's groups may use the hub.",
+    ),
+    "builder outside": (
+        {"firewall_registry_clients": []},
+        "The builder localhost is no node, and firewall_registry_clients does not have its address: it could "
+        "not push images into the registry.",
     ),
     "boolean as text": (
         {"hub_named_servers": "no"},
@@ -546,6 +563,7 @@ def test_an_inventory_without_the_groups_is_no_deployment(tmp_path, inventory):
         assert f"{path} has no hosts in the groups managers and swarm: is it the path" in text
 
 
+CLUSTERS = ("test", "two_nodes")
 RULES = {
     "as it is": ({}, None),
     "images": ({"images_references": {"nonesuch": "x"}}, "images_references names nonesuch"),
@@ -570,3 +588,27 @@ def test_rules_across_variables_are_checked_without_a_node(tmp_path, variables, 
     done = playbook(*arguments, "-e", json.dumps(variables), tmp_path / "rules.yml")
     assert (done.returncode == 0) == (sentence is None), done.stdout
     assert (sentence or "failed=0") in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "inventory", ["inventories/lab", *(f"tests/inventories/{name}" for name in CLUSTERS)]
+)
+def test_our_own_inventories_have_no_problems(tmp_path, inventory):
+    """With the roles' own defaults, and without a look at a node."""
+    play = {
+        "hosts": "swarm:builder",
+        "gather_facts": False,
+        "vars_files": [str(ROOT / "playbooks/vars/wiring.yml")],
+        "tasks": [
+            {
+                "ansible.builtin.import_role": {
+                    "name": "campus.jupyterhub.preflight",
+                    "tasks_from": "inventory",
+                }
+            }
+        ],
+    }
+    (tmp_path / "look.yml").write_text(yaml.safe_dump([play]))
+    done = playbook("-i", inventory, tmp_path / "look.yml")
+    assert done.returncode == 0, done.stdout
+    assert "failed=0" in done.stdout

@@ -19,10 +19,11 @@ from pathlib import Path
 PROC = Path("/proc")
 TUN = Path("/dev/net/tun")
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-# Disk that is taken while a kernel is built, by the node image, and by a node with a cluster on it: measured,
-# rounded up.
+# Disk that is taken while a kernel is built, by the node image, by the builder's images, and by a node with a
+# cluster on it: measured, rounded up.
 KERNEL_BYTES = 4 << 30
 IMAGE_BYTES = 2 << 30
+BUILDER_BYTES = 4 << 30
 NODE_BYTES = 4 << 30
 # Capabilities, by bit number (linux/capability.h), without which root is root in name only (most containers).
 CAPABILITIES = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN"}
@@ -142,6 +143,8 @@ def disk(question: dict) -> list[str]:
         need(cache, KERNEL_BYTES)
     if not any(Path(cache, "image").glob("node-*.ext4")):
         need(cache, IMAGE_BYTES)
+    if not Path(cache, "builder", "data").is_dir():
+        need(cache, BUILDER_BYTES)
     new = sum(not Path(state, "nodes", name, "disk").exists() for name in question["nodes"])
     need(state, new * NODE_BYTES)
     return [
