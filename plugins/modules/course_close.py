@@ -12,8 +12,8 @@ description:
   - Takes the login from the role of the course's gradebook, ends its sessions, and writes the gradebook to
     C(closed/NAME/gradebook.dump), in the custom format of C(pg_dump). A dump has its name only when
     C(pg_restore) has read all of it.
-  - A gradebook whose role has no login has not changed since its dump, so an interrupted run is simply
-    run again.
+  - The gradebook of a course whose directories are closed, and whose role has no login, has not changed since
+    its dump, so an interrupted run is simply run again.
   - With O(drop), the gradebook and its role are removed, if there is such a dump.
   - In check mode it tells what there is and what would become of it.
 options:
@@ -215,9 +215,13 @@ class Course:
 
     @property
     def dump_due(self):
-        """Whether the gradebook has to be written: who may log in may have changed it since the last time."""
+        """Whether the gradebook has to be written.
+
+        Whoever may log in may have changed it since the last time, and so may those who could as long as the
+        course was open once more, which its directories tell.
+        """
         book = self.gradebook
-        return book.size is not None and (bool(book.login) or not self.dump.is_file())
+        return book.size is not None and (bool(book.login) or bool(self.moves) or not self.dump.is_file())
 
     def problems(self):
         """Say what is in the way of closing it."""
@@ -262,17 +266,18 @@ class Course:
             for path in (self.closed.parent, self.closed):
                 with contextlib.suppress(FileExistsError):
                     path.mkdir(mode=0o700)
+        due = self.dump_due
+        # A dump from before the course was open once more is not ours to remove. Aside first of all: as long as
+        # there is none, the next run writes one.
+        if due and self.dump.is_file():
+            date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self.dump.stat().st_mtime))
+            self.dump.rename(self.closed / f"gradebook-{date}.dump")
+            sync(self.closed)
         for source, goes in self.moves.items():
             source.rename(goes)
             sync(goes.parent)
             sync(source.parent)
-        if self.dump_due:
-            # A dump from before the course was open once more is not ours to remove. Aside first: as long as
-            # the role has its login or there is no dump, the next run writes one.
-            if self.dump.is_file():
-                date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self.dump.stat().st_mtime))
-                self.dump.rename(self.closed / f"gradebook-{date}.dump")
-                sync(self.closed)
+        if due:
             self.gradebook.shut()
             self.gradebook.write(self.dump)
 

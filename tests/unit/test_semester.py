@@ -137,6 +137,27 @@ def test_a_course_that_was_open_once_more_is_written_again(data: Path, docker: D
     assert kept == ["better grades", "grades"]
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_course_that_was_brought_back_and_taken_out_is_written_again(
+    data: Path, docker: Docker, interrupted: bool
+) -> None:
+    """Its role has no login by then: the service took it when the course left the table."""
+    work(data)
+    for place in ("courses", "exchange"):
+        (data / "closed/algo1" / place).rename(data / place / "algo1")
+    docker.content = "better grades"
+    assert work(data, check=True)["gradebook"]["state"] == "open"
+    if interrupted:
+        docker.fails = "pg_dump"
+        with pytest.raises(course_close.CloseError, match="pg_dump"):
+            work(data, drop=True)
+        docker.fails = ""
+    work(data, drop=True)
+    assert files(data)["closed/algo1/gradebook.dump"] == "better grades"
+    kept = sorted(text for path, text in files(data).items() if path.endswith(".dump"))
+    assert (kept, docker.there) == (["better grades", "grades"], None)
+
+
 def test_what_is_in_the_way_is_told_and_nothing_is_changed(data: Path, docker: Docker) -> None:
     (data / "closed/algo1/courses").mkdir(parents=True)
     docker.running = False
