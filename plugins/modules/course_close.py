@@ -267,8 +267,8 @@ class Course:
                 with contextlib.suppress(FileExistsError):
                     path.mkdir(mode=0o700)
         due = self.dump_due
-        # A dump from before the course was open once more is not ours to remove. Aside first of all: as long as
-        # there is none, the next run writes one.
+        # A dump from before the course was open once more is not ours to remove. Aside first of all: as long
+        # as there is none, the next run writes one.
         if due and self.dump.is_file():
             date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self.dump.stat().st_mtime))
             self.dump.rename(self.closed / f"gradebook-{date}.dump")
