@@ -66,6 +66,11 @@ UNAVAILABLE = {results.RESULT_BUSY, results.RESULT_UNAVAILABLE, results.RESULT_T
 # LDAP_MATCHING_RULE_TRANSITIVE_EVAL); another directory does not know the rule and finds nobody.
 NESTED_FILTER = "(member:1.2.840.113556.1.4.1941:={userdn})"
 
+# Entries in a page of an answer, and the control that tells of more (RFC 2696): Active Directory gives 1,000
+# at once and no more.
+PAGE = 500
+PAGED_RESULTS = "1.2.840.113556.1.4.319"
+
 UNREACHABLE = (
     "The directory that checks passwords does not answer, so your password was not checked. "
     "Please try again in a few minutes."
@@ -775,9 +780,6 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
     ) -> dict[str, dict[str, list[str]]]:
         """Search, and return the entries' attributes by DN, with attribute names in lower case.
 
-        Nothing here needs paged results (RFC 2696): an entry is asked for by its DN, or by a name that two of
-        them must not have, and whether somebody is among a group's members is compared by the server.
-
         References to other servers among the entries (RFC 4511, 4.5.3), as Active Directory gives them for a
         whole domain, are left out, and what is elsewhere altogether (result code 10) is not found.
 
@@ -785,8 +787,37 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             ServerFailedError: When the server does not answer, or says that it cannot now.
             DirectoryBrokenError: When the server refuses to search.
         """
+        # A server that knows no pages gives all that it would give at once.
+        paging = {"paged_size": PAGE} if scope == ldap3.SUBTREE else {}
+        found: dict[str, dict[str, list[str]]] = {}
+        while True:
+            self._ask(connection, base, scope, search_filter, attributes or [ldap3.NO_ATTRIBUTES], **paging)
+            found |= {
+                entry["dn"]: {
+                    name.lower(): [value.decode(errors="replace") for value in values]
+                    for name, values in entry["raw_attributes"].items()
+                }
+                for entry in connection.response or []
+                if entry["type"] == "searchResEntry"
+            }
+            answer = (connection.result.get("controls") or {}).get(PAGED_RESULTS)
+            cookie = answer and answer["value"]["cookie"]
+            if not cookie:
+                return found
+            paging["paged_cookie"] = cookie
+
+    def _ask(
+        self,
+        connection: ldap3.Connection,
+        base: str,
+        scope: str,
+        search_filter: str,
+        attributes: list[str],
+        **paging: Any,
+    ) -> None:
+        """Ask a server once; see `_search`."""
         try:
-            connection.search(base, search_filter, scope, attributes=attributes or [ldap3.NO_ATTRIBUTES])
+            connection.search(base, search_filter, scope, attributes=attributes, **paging)
         except (LDAPException, OSError) as error:
             raise ServerFailedError(self._note_failure(connection.campus_address, str(error))) from error
         code, description = connection.result["result"], connection.result["description"]
@@ -801,11 +832,3 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             results.RESULT_SIZE_LIMIT_EXCEEDED,
         ):
             raise DirectoryBrokenError(f"a search below {base} gives {description}")
-        return {
-            entry["dn"]: {
-                name.lower(): [value.decode(errors="replace") for value in values]
-                for name, values in entry["raw_attributes"].items()
-            }
-            for entry in connection.response or []
-            if entry["type"] == "searchResEntry"
-        }

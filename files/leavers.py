@@ -85,9 +85,9 @@ class Census:
             self.connection = connection
             self.require_groups()
             find = self.find_by_search if self.authenticator.lookup_dn else self.find_by_template
-            for username, dn in find():
-                if self.matches_search_filter(dn, username):
-                    found = self.authenticator._groups_of(connection, Person(dn, username))
+            for username, person in find():
+                if self.matches_search_filter(person):
+                    found = self.authenticator._groups_of(connection, person)
                     self.groups.setdefault(username, []).extend(found)
                 else:
                     self.left_out.add(username)
@@ -124,8 +124,8 @@ class Census:
         mapped = [name for name, hub_name in self.authenticator.username_map.items() if hub_name == username]
         return [username, *mapped]
 
-    def find_by_search(self) -> Iterator[tuple[str, str]]:
-        """Yield users that are there, each with a DN; somebody with several entries several times."""
+    def find_by_search(self) -> Iterator[tuple[str, Person]]:
+        """Yield users that are there, by the directory's spelling; who has several entries several times."""
         attribute = self.authenticator.user_attribute
         wanted = {
             folded(name): username for username in self.usernames for name in self.directory_names(username)
@@ -142,32 +142,37 @@ class Census:
             found = self.search(base, ldap3.SUBTREE, f"(|{''.join(filters)})", [attribute])
             for dn, attributes in found.items():
                 # An alias counts as well: its owner is there.
-                for name in {folded(value) for value in attributes.get(attribute.lower(), [])}:
-                    if name in wanted:
-                        yield wanted[name], dn
+                for value in attributes.get(attribute.lower(), []):
+                    if folded(value) in wanted:
+                        yield wanted[folded(value)], Person(dn, value)
 
-    def find_by_template(self) -> Iterator[tuple[str, str]]:
-        """Yield users that are there, each with a DN. DNs can only be asked for one by one."""
+    def find_by_template(self) -> Iterator[tuple[str, Person]]:
+        """Yield users that are there, as `find_by_search` does. DNs can only be asked for one by one."""
+        attribute = self.authenticator.user_attribute
         for username in self.usernames:
             for name in self.directory_names(username):
                 for template in self.authenticator.bind_dn_template:
                     dn = template.format(username=escape_rdn(name))
-                    found = self.authenticator._search(self.connection, dn, ldap3.BASE, "(objectClass=*)")
+                    found = self.authenticator._search(
+                        self.connection, dn, ldap3.BASE, "(objectClass=*)", [attribute]
+                    )
                     code = self.connection.result["result"]
                     if code not in (results.RESULT_SUCCESS, results.RESULT_NO_SUCH_OBJECT):
                         raise DirectoryBrokenError(f"{dn} gives {self.connection.result['description']}")
-                    if found:
-                        yield username, dn
+                    for attributes in found.values():
+                        values = attributes.get(attribute.lower(), [])
+                        same = [value for value in values if folded(value) == folded(name)]
+                        yield username, Person(dn, next(iter(same), name))
 
-    def matches_search_filter(self, dn: str, username: str) -> bool:
+    def matches_search_filter(self, person: Person) -> bool:
         """Tell whether `search_filter` leaves a user in."""
         template = self.authenticator.search_filter
         if not template:
             return True
         search_filter = template.format(
-            userattr=self.authenticator.user_attribute, username=escape_filter_chars(username)
+            userattr=self.authenticator.user_attribute, username=escape_filter_chars(person.name)
         )
-        return bool(self.search(dn, ldap3.BASE, search_filter))
+        return bool(self.search(person.dn, ldap3.BASE, search_filter))
 
 
 async def sort(authenticator: CampusLDAPAuthenticator, usernames: list[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import ldap3
+from authenticator import PAGED_RESULTS
 from ldap3.core import results
 from ldap3.core.exceptions import LDAPSocketOpenError, LDAPSocketReceiveError
 from ldap3.utils.dn import escape_rdn
@@ -81,13 +82,22 @@ class Directory:
             connection.bind = lambda: setattr(connection, "result", answer(self.bind_codes[address]))
         return connection
 
-    def search(self, connection, memory, base, search_filter, scope, attributes) -> None:
-        """Answer a search: as the test says, else from memory."""
+    def search(self, connection, memory, base, search_filter, scope, attributes, **paging) -> None:
+        """Answer a search: as the test says, else from memory, with as many entries as a page may have."""
         said = self.says(base, search_filter, attributes)
         if said is None:
             memory(base, search_filter, scope, attributes=attributes)
+            if paging:
+                self.turn_page(connection, paging["paged_size"], int(paging.get("paged_cookie", b"0")))
         else:
             connection.result, connection.response = answer(said[0]), said[1]
+
+    def turn_page(self, connection, size: int, start: int) -> None:
+        """Leave a page of the response, and say where the next one begins (RFC 2696)."""
+        more = connection.response[start + size :]
+        connection.response = connection.response[start : start + size]
+        cookie = str(start + size).encode() if more else b""
+        connection.result = connection.result | {"controls": {PAGED_RESULTS: {"value": {"cookie": cookie}}}}
 
 
 def found(dn: str, **attributes: list[bytes]) -> dict:

@@ -11,7 +11,7 @@ import leavers
 import pytest
 from authenticator import CampusLDAPAuthenticator
 from ldap3.core import results
-from ldap_directory import GROUPS, ODD_NAMES, PEOPLE, SEARCH_DN, Directory, person_dn
+from ldap_directory import GROUPS, ODD_NAMES, PEOPLE, SEARCH_DN, Directory, found, person_dn
 from leavers import GONE, NOT_ALLOWED, PRESENT
 
 WAYS = {
@@ -75,6 +75,27 @@ async def test_allowed_by_name_or_by_some_groups_only(make):
     assert (await leavers.sort(make(allowed_users={"eve"}), ["eve"])) == {"eve": PRESENT}
     said = await leavers.sort(make(allowed_roles=["teachers"]), ["alice", "tina"])
     assert said == {"alice": NOT_ALLOWED, "tina": PRESENT}
+
+
+async def test_groups_are_asked_with_the_directorys_spelling(make, directory):
+    """As at a login: `memberUid` is compared letter by letter (RFC 2307), and the hub's names are folded."""
+    directory.add("Zoe")
+
+    def says(base, search_filter, _):
+        if base != GROUPS["students"] or "memberUid" not in search_filter:
+            return None
+        exact = "(memberUid=Zoe)" in search_filter
+        return results.RESULT_SUCCESS, [found(base)] if exact else []
+
+    directory.says = says
+    assert await leavers.sort(make(), ["zoe", "tina"]) == {"zoe": PRESENT, "tina": PRESENT}
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_what_does_not_fit_into_a_page_is_asked_for(make, monkeypatch):
+    monkeypatch.setattr("authenticator.PAGE", 1)
+    said = await leavers.sort(make(), ["alice", "tina", "ada", "mallory"])
+    assert said == {"alice": PRESENT, "tina": PRESENT, "ada": PRESENT, "mallory": GONE}
 
 
 async def test_member_of(make, directory):
