@@ -180,7 +180,7 @@ class CourseSpawner(NfsSwarmSpawner):
         """Which course this start is for.
 
         A named server that is called like a course is that course's. Else the user's choice decides, of which
-        an empty text is one, too: none. Who has a single course was not asked.
+        an empty text is one, too: none. Who has a single course is not asked and has that.
 
         A choice that the user does not have (any more) counts as none made: the hub repeats the last start's
         options where nobody gives new ones, and that may have been in another semester.
@@ -193,7 +193,7 @@ class CourseSpawner(NfsSwarmSpawner):
         if wanted and not (isinstance(wanted, str) and wanted in mine):
             self.log.warning("%s does not have the course %s", self._log_name, printable(repr(wanted)))
             wanted = None
-        if wanted is None and len(mine) == 1:
+        if not wanted and len(mine) == 1:
             return next(iter(mine.values()))
         return mine.get(wanted or "", (None, None))
 
@@ -264,11 +264,11 @@ class CourseSpawner(NfsSwarmSpawner):
         """Settle the course before everything else; its limits are this start's only."""
         self.course, self.role = self.choose_course()
         before = {trait: getattr(self, trait) for trait in LIMITS}
-        for trait in LIMITS:
-            value = getattr(self.course, trait, None)
-            if value is not None:
-                setattr(self, trait, value)
         try:
+            for trait in LIMITS:
+                value = getattr(self.course, trait, None)
+                if value is not None:
+                    setattr(self, trait, value)
             return await super().start_service()
         finally:
             for trait, value in before.items():

@@ -11,7 +11,10 @@ import re
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 # Databases that PostgreSQL has of its own accord.
 RESERVED = {"postgres", "template0", "template1"}
-SIZE = re.compile(r"\d+(\.\d+)?[KMGT]?", re.IGNORECASE)
+# Kernels that the cluster's images can have.
+KERNELS = ("python", "r", "octave", "bash", "javascript", "java")
+# As JupyterHub reads it: a capital, and no text without a unit.
+SIZE = re.compile(r"\d+(\.\d+)?[KMGT]")
 # Not nothing, and nothing that would be too little for any home.
 QUOTA = re.compile(r"(?=.*[1-9])\d+(\.\d+)?[MGT]", re.IGNORECASE)
 # KiB: file systems round a limit to their blocks, and would then never have the one that was set.
@@ -58,7 +61,7 @@ def course_problems(courses, images, kernels):
     Args:
         courses (list[dict]): the table, as an inventory has it.
         images (list[str]): names of the cluster's images.
-        kernels (list[str]): kernels of the cluster's images.
+        kernels (list[str]): kernels that a course may name.
 
     Returns:
         list[str]: one sentence each; empty if nothing is.
@@ -118,12 +121,12 @@ def _values(course, images, kernels):
             yield f"has {key}: {course[key]}; the cluster's images are {', '.join(sorted(images))}"
     unknown = sorted(set(course.get("kernels") or []) - set(kernels))
     if unknown:
-        yield f"wants the kernels {', '.join(unknown)}, which images_kernels does not have"
+        yield f"wants the kernels {', '.join(unknown)}; there are {', '.join(kernels)}"
     if course.get("nbgrader") and "graders" not in course:
         yield "has nbgrader and no graders"
     memory = course.get("memory") or {}
     for key in ("guarantee", "limit"):
-        if isinstance(memory, dict) and key in memory and not SIZE.fullmatch(str(memory[key])):
+        if isinstance(memory, dict) and key in memory and not is_size(memory[key]):
             yield f"has memory.{key}: {memory[key]!r}, which is no size such as 512M"
     if isinstance(course.get("quota"), str) and not is_quota(course["quota"]):
         yield f"has quota: {course['quota']!r}, which is no size such as 5G"
@@ -139,6 +142,36 @@ def _values(course, images, kernels):
         return  # said already
     if opens and closes and closes < opens:
         yield f"ends on {closes}, before it begins on {opens}"
+
+
+def is_size(value):
+    """Tell whether a value is a size as JupyterHub takes it.
+
+    Args:
+        value (str | int): a text such as `512M`, or bytes.
+
+    Returns:
+        bool: whether it is.
+    """
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value > 0
+    return isinstance(value, str) and SIZE.fullmatch(value) is not None
+
+
+def course_kernels(courses):
+    """List the kernels that courses ask for, as far as the cluster's images can have them.
+
+    Args:
+        courses (list[dict]): the table, which may be wrong still.
+
+    Returns:
+        list[str]: names as in `images_kernels`.
+    """
+    wanted = set()
+    for course in courses if isinstance(courses, list) else []:
+        named = course.get("kernels") if isinstance(course, dict) else None
+        wanted |= {str(kernel) for kernel in named} if isinstance(named, list) else set()
+    return [kernel for kernel in KERNELS if kernel in wanted]
 
 
 def course_ldap_groups(courses):
@@ -282,6 +315,7 @@ class FilterModule:
             "course_ldap_groups": course_ldap_groups,
             "course_settings": course_settings,
             "course_directories": course_directories,
+            "course_kernels": course_kernels,
             "gradebook_passwords": gradebook_passwords,
             "is_quota": is_quota,
             "quotas": quotas,

@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 import accounts
 import courses as module
 import pytest
+import yaml
 from courses import Course, CourseSpawner
 from spawner import SpawnFailed
 from traitlets import TraitError
@@ -68,12 +69,15 @@ def test_a_good_table_has_no_problems():
         ({"students": {"group": "x"}}, "has students.group; there is ldap_group"),
         ({"graders": {"ldap_group": "algo1-staff"}}, "has graders without ldap_group, the DN of a group"),
         ({"image": "rstudio"}, "the cluster's images are notebook, notebook-teacher"),
-        ({"kernels": ["python", "java"]}, "wants the kernels java, which images_kernels does not have"),
+        ({"kernels": ["python", "java"]}, "wants the kernels java; there are python"),
         ({"quota": "lots"}, "has quota: 'lots', which is no size such as 5G"),
         ({"quota": "100"}, "which is no size such as 5G"),
         ({"quota": "0G"}, "which is no size such as 5G"),
         ({"quota": 5}, "has quota, which is not a text"),
         ({"memory": {"limit": "lots"}}, "which is no size such as 512M"),
+        ({"memory": {"limit": "512m"}}, "which is no size such as 512M"),
+        ({"memory": {"limit": "536870912"}}, "which is no size such as 512M"),
+        ({"memory": {"guarantee": True}}, "which is no size such as 512M"),
         ({"cpu": {"limit": "two"}}, "which is no number"),
         ({"from": "1 October"}, "which is no date such as 2026-10-01"),
         ({"until": date(2026, 9, 1)}, "ends on 2026-09-01, before it begins on 2026-10-01"),
@@ -96,6 +100,31 @@ def test_values_as_ansible_has_them():
     }
     assert problems(course) == []
     assert "which is no number" in problems(ALGO | {"cpu": {"limit": True}})[0]
+
+
+def test_sizes_are_those_that_the_hub_takes():
+    """JupyterHub's trait is the judge of each that has no problem."""
+    for size in ("512M", "1.5G", 1 << 29):
+        assert problems(ALGO | {"memory": {"guarantee": size, "limit": size}}) == []
+        assert make(mem_limit=size).mem_limit == int(
+            float(str(size).strip("MG")) * {"M": 2**20, "G": 2**30}.get(str(size)[-1], 1)
+        )
+
+
+def test_the_kernels_of_courses_are_in_the_images():
+    courses = [
+        ALGO | {"kernels": ["java", "python"]},
+        DB,
+        DB | {"kernels": ["perl", "r"]},
+        DB | {"kernels": None},
+        7,
+    ]
+    assert table.course_kernels(courses) == ["python", "r", "java"]
+    assert table.course_kernels("algo1") == []
+    spec = yaml.safe_load((ROOT / "roles/images/meta/argument_specs.yml").read_text())
+    options = spec["argument_specs"]["main"]["options"]
+    for name in ("images_kernels", "images_course_kernels"):
+        assert options[name]["choices"] == list(table.KERNELS)
 
 
 def test_rules_between_courses_and_keys():
@@ -186,7 +215,8 @@ def chosen(spawner):
         (("nbgrader-algo1", "formgrade-algo1"), "", {}, ("algo1", "grader")),
         (("nbgrader-algo1", "nbgrader-db-1"), "", {}, None),
         (("nbgrader-algo1", "nbgrader-db-1"), "", {"course": "db-1"}, ("db-1", "student")),
-        (("nbgrader-algo1",), "", {"course": ""}, None),
+        (("nbgrader-algo1",), "", {"course": ""}, ("algo1", "student")),
+        (("nbgrader-algo1", "nbgrader-db-1"), "", {"course": ""}, None),
         (("nbgrader-algo1", "nbgrader-db-1"), "db-1", {}, ("db-1", "student")),
         (("nbgrader-algo1", "nbgrader-db-1"), "db-1", {"course": "algo1"}, ("db-1", "student")),
         (("nbgrader-algo1",), "db-1", {}, ("algo1", "student")),
@@ -304,7 +334,8 @@ def test_a_grader_mounts_the_whole_course():
 
 
 def test_no_course_mounts_nothing_of_one():
-    assert list(mounted(make("nbgrader-algo1", options={"course": ""}))) == ["/home/alice"]
+    spawner = make("nbgrader-algo1", "nbgrader-db-1", options={"course": ""})
+    assert list(mounted(spawner)) == ["/home/alice"]
 
 
 def course_environment(spawner):
