@@ -191,6 +191,21 @@ def digest(value, length):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 
 
+def server_directory(name):
+    """Name of a directory for a named server: no two servers of a user share one.
+
+    Args:
+        name: the server's name; empty for the one that has none.
+
+    Returns:
+        str: `default`, or the name, with a digest if it is not safe in a path as it is.
+    """
+    if not name:
+        return "default"
+    readable = slug(name, 32)
+    return readable if readable == name != "default" else join_name(readable, digest(name, 8))
+
+
 def join_name(*parts):
     """Join the parts that are not empty with hyphens."""
     return "-".join(part for part in parts if part)
@@ -1061,6 +1076,10 @@ class NfsSwarmSpawner(SwarmSpawner):
         """
         path = f"/accounts/{quote(self.user.name, safe='')}"
         if await self.directory_unknown():
+            if self.directory_ids == "required":
+                # the account that is there may have another number than the directory's
+                message = "The hub does not know the directory's numbers: the user has to log in once before."
+                raise SpawnFailed(message, reason="account", status_code=403)
             # an account made now might have another number than the directory's
             return self.check_account(await self.fetch_accounts("GET", path))
         body = {"groups": self.storage_group_names, **await self.get_directory_ids()}
@@ -1210,7 +1229,7 @@ class NfsSwarmSpawner(SwarmSpawner):
             more: further fields.
         """
         fields = {key: self.account[key] for key in ("account", "uid", "gid", "home")}
-        return template.format(**fields, server=slug(self.name or "", 32) or "default", **more)
+        return template.format(**fields, server=server_directory(self.name or ""), **more)
 
     def nfs_mount(self, name, device, target, read_only=False, options=None, server=None, **more):
         """One NFS volume as a mount.
@@ -1647,8 +1666,8 @@ class NfsSwarmSpawner(SwarmSpawner):
     def hangs(self, task, since):
         """Whether a task that mounts and starts seems to hang, and is not only slow.
 
-        A container takes a second or two, a busy node some for each that starts there: it gets half of
-        `patience` more for every one of them.
+        A container takes a second or two, a busy node some for each that starts there: it gets a quarter of
+        `patience` more for each, and for one that is not ours.
 
         Args:
             task: a task in state `starting`.
@@ -1656,7 +1675,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         """
         place = task.get("NodeID", "")
         together = list(self._under_way.values()).count(place)
-        return self.stands_still(place, since + self.patience / 2 * together)
+        return self.stands_still(place, since + self.patience / 4 * (together + 1))
 
     @staticmethod
     def describe(state, node):

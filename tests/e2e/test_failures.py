@@ -99,6 +99,8 @@ def test_a_start_that_cannot_succeed_says_why(student: Student, image: str, fail
     for word in words:
         assert word in str(refused.value)
     assert "Traceback" not in str(refused.value)
+    log = student.cluster.log("hub", time.monotonic() - since)
+    assert f"Start of {student.hub.name} failed: " in log
     wait_for("no service", lambda: student.services() == [], timeout=30)
 
 

@@ -223,6 +223,19 @@ def test_the_kernels_of_the_inventory(student: HubUser, cluster: Cluster, read_o
         assert cluster.storage.stat(file)["uid"] == account["uid"]
 
 
+def test_a_kernel_that_is_not_asked_for_is_not_there(student: HubUser, cluster: Cluster) -> None:
+    """Neither its programs nor its packages."""
+    assert cluster.value("images_kernels", ["python"]) == ["python"]
+    code = (
+        "import glob, importlib.util, shutil\n"
+        "names = ['R', 'octave', 'deno', 'java', 'gnuplot']\n"
+        "modules = ['bash_kernel', 'octave_kernel', 'metakernel', 'jjava']\n"
+        "found = [*filter(shutil.which, names), *filter(importlib.util.find_spec, modules)]\n"
+        "print(found + glob.glob('/usr/lib/jvm'))"
+    )
+    assert tell(student).run(code).strip() == "[]"
+
+
 @pytest.mark.parametrize("read_only", [False, True])
 def test_only_a_work_directory_on_the_storage(student: HubUser, cluster: Cluster, read_only: bool) -> None:
     """HOME is the container's; what JupyterLab shows is kept."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from cluster import Cluster, wait_for
-from hub import HubUser, SpawnFailed
+from hub import HubUser, LoginRefused, SpawnFailed
 
 pytestmark = pytest.mark.disruptive
 
@@ -55,3 +55,14 @@ def test_first_start_without_storage(cluster: Cluster, user: Callable[[str], Hub
         assert carol.logged_in()
     start_again(carol)
     carol.stop()
+
+
+def test_the_directory_is_down(cluster: Cluster, alice: HubUser, new_user: Callable[..., HubUser]) -> None:
+    """Who wants to log in is told that the password was not checked; who works, works on."""
+    with cluster.without_service("directory"):
+        with pytest.raises(LoginRefused, match="does not answer, so your password was not checked"):
+            new_user("bob").login()
+        assert alice.run("print(6 * 7)").strip() == "42"
+        assert alice.logged_in()
+    wait_for("the next login", lambda: new_user("bob").login().logged_in(), timeout=60)
+    alice.stop()

@@ -53,6 +53,7 @@ def test_stop_and_start_at_once(students: list[Student]) -> None:
         student.hub.request_stop()
         student.start()
         student.assert_one_server()
+        assert len(student.containers()) == 1
 
     side_by_side(students, STARTS, once)
 
@@ -141,6 +142,6 @@ def test_no_service_and_no_volume_is_left_over(students: list[Student]) -> None:
     """After all that: one volume per mount and node at most, and no service without a server."""
     for student in students:
         student.hub.stop()
-        assert student.services() == []
+        assert student.services() == student.containers() == []
         for node, volumes in student.volumes().items():
             assert len(volumes) <= 1, f"{student.hub.name} on {node}: {volumes}"

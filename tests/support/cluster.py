@@ -148,13 +148,8 @@ class Cluster:
 
     def playbook(self, name: str, *arguments: str, timeout: float = 1800) -> dict[str, dict[str, int]]:
         """Run one of the playbooks, and return the recap's counters by host."""
-        program = str(Path(sys.executable).with_name("ansible-playbook"))
-        command = [program, "-i", str(self.inventory.path), f"playbooks/{name}", *arguments]
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-        environment.pop("ANSIBLE_FORCE_COLOR", None)
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, input="", capture_output=True, text=True, timeout=timeout
-        )
+        command, options = self._playbook(name, *arguments)
+        done = subprocess.run(command, **options, input="", capture_output=True, timeout=timeout)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
         recap = {
             host: {key: int(number) for key, number in re.findall(r"(\w+)=(\d+)", counters)}
@@ -163,6 +158,27 @@ class Cluster:
         assert recap, done.stdout
         print(done.stdout)
         return recap
+
+    def interrupted_playbook(self, name: str, moment: str, *arguments: str) -> None:
+        """Run one of the playbooks until it prints a text, and kill it then, as the machine's end would."""
+        command, options = self._playbook(name, *arguments)
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(command, **options, **pipes, start_new_session=True) as running:
+            said = []
+            for line in running.stdout:
+                said.append(line)
+                if moment in line:
+                    os.killpg(running.pid, signal.SIGKILL)
+                    return
+        raise AssertionError(f"{moment!r} never came:\n{''.join(said)}")
+
+    def _playbook(self, name: str, *arguments: str) -> tuple[list[str], dict[str, Any]]:
+        """The command that runs a playbook, and the options of its process."""
+        program = str(Path(sys.executable).with_name("ansible-playbook"))
+        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        environment.pop("ANSIBLE_FORCE_COLOR", None)
+        command = [program, "-i", str(self.inventory.path), f"playbooks/{name}", *arguments]
+        return command, {"cwd": ROOT, "env": environment, "text": True}
 
     def docker(self, *arguments: str, timeout: float = 60) -> str:
         """Run the Docker command on the first manager."""
@@ -227,6 +243,14 @@ class Cluster:
             if f"JUPYTERHUB_USER={username}" in environment:
                 return service["Spec"]["Name"]
         return None
+
+    def log(self, role: str, seconds: float) -> str:
+        """What a service of the cluster itself, with one task, has said of late."""
+        service = self.service(role)
+        node = self.node_of(service)
+        # Docker puts each stream of the container into the same one of its own.
+        script = f"docker logs --since {int(seconds) + 1}s {node.container(service)} 2>&1"
+        return node.run("sh", "-c", script)
 
     @contextlib.contextmanager
     def without_service(self, role: str) -> Iterator[None]:
@@ -294,10 +318,10 @@ class Cluster:
         mark = f"umid=campus-{self.value('lab_name')}-{node.name}"
         pids = [pid for pid, arguments in processes() if mark in arguments]
         assert pids, f"no process of {node.name}"
-        for pid in pids:
-            # UML's own helpers end with it
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # They are root's. UML's own helpers end with it, so that kill may find fewer.
+        kill = ["kill", "-KILL", *map(str, pids)]
+        subprocess.run(kill if os.geteuid() == 0 else ["sudo", "-n", *kill], check=False)
+        wait_for("its end", lambda: not any(mark in arguments for _, arguments in processes()), timeout=30)
         try:
             yield
         finally:

@@ -77,7 +77,7 @@ class HubUser:
             allow_redirects=False,
         )
         if answer.status_code != 302:
-            raise LoginRefused(login_message(answer.text) or f"{answer.status_code} {answer.text[:500]}")
+            raise LoginRefused(login_message(answer.text) or f"{answer.status_code} {page_text(answer.text)}")
         # The home page gives the session's own XSRF cookie; the login page's was an anonymous one.
         self.get("/hub/home").raise_for_status()
         answer = self.session.post(
@@ -307,6 +307,12 @@ def login_message(page: str) -> str:
     """What the login page tells the user, empty if nothing."""
     found = re.search(r'class="[^"]*login_error[^"]*"[^>]*>(.*?)<', page, re.DOTALL)
     return " ".join(html.unescape(found.group(1)).split()) if found else ""
+
+
+def page_text(page: str) -> str:
+    """What a page says, without its elements."""
+    text = re.sub(r"<(script|style)\b.*?</\1>|<[^>]+>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(text).split())
 
 
 def json_message(answer: requests.Response) -> str:
