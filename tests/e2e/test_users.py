@@ -118,5 +118,9 @@ def test_a_node_does_not_answer(cluster: Cluster, capsys: pytest.CaptureFixture[
         assert f"fatal: [{node.name}]: UNREACHABLE!" in refusal(cluster, **lock)
         assert cluster.accounts("GET", f"/accounts/{name}")[1]["locked"] is True
         assert not archived()
+    # The node was started again, and nothing is left to do.
+    assert {host: counters["changed"] for host, counters in cluster.playbook("lab.yml").items()} == {
+        "localhost": 0
+    }
     assert changes(cluster, **lock) > 0
     assert archived()
