@@ -12,6 +12,8 @@ as well, so that an account is real to it (``id alice``) as soon as it is writte
     user's groups from all lines, so joining a group is one appended line however large the group is;
     ``getent group NAME`` shows the first line only. Leaving a group replaces the file (write, fsync, rename).
 
+``renumber/account`` is a journal of renumber.py: the account waits, and the numbers to come are taken.
+
 ``locked/account`` is an empty file that keeps the user from starting servers (lock.py, playbooks/users.yml).
 
 Rules of that format, from libnss-extrausers 0.6 (passwd.c, group.c): ids below 500 are ignored, one
@@ -413,6 +415,17 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """A journal of renumber.py: the numbers that an account had, and those that it is about to have."""
+
+    account: str
+    uid: int
+    gid: int
+    new_uid: int
+    new_gid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a client wants to be true of one account; ``None`` leaves it as it is."""
 
@@ -461,6 +474,7 @@ class Index:
         self.group_lines: set[str] = set()
         self.private: set[str] = set()
         self.memberships: dict[str, set[int]] = {}
+        self.moves: list[Move] = []
         self._next_uid = settings.uid_min
         self._next_gid = settings.gid_min
         self._settings = settings
@@ -515,7 +529,12 @@ class Index:
         self.group_lines.add(group.line_name)
 
     def _free(self, number: int) -> bool:
-        return number not in self.by_uid and number not in self.primary and number not in self.by_gid
+        return (
+            number not in self.by_uid
+            and number not in self.primary
+            and number not in self.by_gid
+            and all(number not in (move.new_uid, move.new_gid) for move in self.moves)
+        )
 
     def new_uid(self) -> int:
         """Returns the next UID that neither a user nor a group ever had."""
@@ -560,6 +579,14 @@ class Index:
             raise RefusedError(
                 409, f"The GID {gid} is in use already and cannot be the private group of {name}."
             )
+        for move in self.moves:
+            # as above, two may share a group that is nobody's own
+            if move.account != name and (uid in (move.new_uid, move.new_gid) or gid == move.new_uid):
+                raise RefusedError(
+                    409,
+                    f"{name} cannot have UID {uid} and GID {gid}: the account {move.account} is being moved "
+                    f"to UID {move.new_uid} and GID {move.new_gid}.",
+                )
 
     def groups_of(self, account: Account) -> dict[str, int]:
         """Returns the role and course groups of an account, the primary one included."""
@@ -646,6 +673,26 @@ class Store:
         """Where renumber.py keeps what it is about to do; the account waits as long as it is there."""
         return Path(self.settings.state_dir, "renumber", account.account)
 
+    def moves(self) -> list[Move]:
+        """Reads the journals of renumber.py.
+
+        Raises:
+            RefusedError: one cannot be read; to go on could give a UID twice.
+        """
+        found = []
+        directory = Path(self.settings.state_dir, "renumber")
+        try:
+            for path in directory.iterdir() if directory.exists() else ():
+                # A name with a dot is one that is being written; one that is gone was finished just now.
+                if not path.name.startswith("."):
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append(Move(path.name, **json.loads(path.read_text(encoding="utf-8"))))
+        except OSError as error:
+            raise unavailable("The journals of renumber.py cannot be read", error) from error
+        except (TypeError, ValueError):
+            raise RefusedError(503, f"The journal renumber/{path.name} is malformed.") from None
+        return found
+
     def lock_file(self, account: Account) -> Path:
         """The empty file that locks the account for as long as it is there.
 
@@ -666,16 +713,24 @@ class Store:
         """Returns an account as the API shows it."""
         return self.index().describe(account) | {"locked": bool(self.locked(account))}
 
+    def check_not_moving(self, account: Account) -> None:
+        """Makes sure that an account is not on its way to other numbers.
+
+        Raises:
+            RefusedError: it is.
+        """
+        if self.journal(account).exists():
+            raise RefusedError(
+                409, f"The files of the account {account.account} are being moved to another UID."
+            )
+
     def _check_usable(self, account: Account, request: Request) -> None:
         if since := self.locked(account):
             raise RefusedError(
                 403,
                 f"The account {account.account} is locked since {since}; an administrator can unlock it.",
             )
-        if self.journal(account).exists():
-            raise RefusedError(
-                409, f"The files of the account {account.account} are being moved to another UID."
-            )
+        self.check_not_moving(account)
         for what, own, wanted in (("UID", account.uid, request.uid), ("GID", account.gid, request.gid)):
             if wanted is not None and wanted != own:
                 raise RefusedError(
@@ -795,7 +850,7 @@ class Store:
         """Keeps every other process from writing.
 
         Raises:
-            RefusedError: another process holds the lock for longer than the timeout.
+            RefusedError: another process holds the lock for longer than the timeout, or it cannot be taken.
         """
         try:
             descriptor = os.open(
@@ -813,6 +868,8 @@ class Store:
                     if time.monotonic() > deadline:
                         raise RefusedError(503, "Another process is writing the account files.") from None
                     await asyncio.sleep(0.01)
+                except OSError as error:
+                    raise unavailable("The account files cannot be locked", error) from error
             yield
         finally:
             os.close(descriptor)
@@ -832,6 +889,8 @@ class Store:
         except OSError as error:
             raise unavailable("The account files cannot be written", error) from error
         index = self.index()
+        # Each time: the index is read again only if the two files have changed.
+        index.moves = self.moves()
         changes = _Changes()
         results: list[tuple[Account, bool] | RefusedError] = []
         with self.homes() as homes:
@@ -981,6 +1040,29 @@ class Store:
                 defined.add(parts[2])
             lines.append(line)
         replace_file(self.group, "".join(lines))
+
+    def check_move(self, account: Account, uid: int, gid: int) -> None:
+        """Makes sure that nobody else has, or is about to have, the numbers to which an account moves.
+
+        Goes by the files without the account's own lines, which an interrupted move may have halved.
+
+        Args:
+            account: The account with its old numbers.
+            uid: The new UID.
+            gid: The new GID of its primary group.
+
+        Raises:
+            RefusedError: somebody has, or the files cannot be read.
+        """
+        own = re.compile(rf"^{re.escape(account.account)}:.*\n".encode(), re.MULTILINE)
+        retired = re.compile(rf"^{retired_name(account.uid)}:.*\n".encode(), re.MULTILINE)
+        try:
+            passwd, group = own.sub(b"", self.passwd.read_bytes()), own.sub(b"", self.group.read_bytes())
+        except OSError as error:
+            raise unavailable("The account files cannot be read", error) from error
+        index = Index(self.settings, passwd, retired.sub(b"", group))
+        index.moves = self.moves()
+        index.check_free(account.account, uid, gid)
 
     def renumber(self, account: Account, uid: int, gid: int) -> None:
         """Gives an account other numbers. The caller holds the lock, and does it again after a crash.
@@ -1266,11 +1348,13 @@ class Service:
         return web.json_response({"accounts": [self.store.describe(one) for one in accounts]})
 
     async def get(self, request: web.Request) -> web.Response:
-        """GET /accounts/{username}: one of them, or 404."""
+        """GET /accounts/{username}: one of them, or 404, or 409 while its files are being moved."""
         username = clean_name(request.match_info["username"])
         account = self.store.index().by_username.get(username)
         if account is None:
             raise RefusedError(404, f"There is no account of the name {username!r}.")
+        # who only looks may start a server, too, and these numbers are about to be wrong
+        self.store.check_not_moving(account)
         return web.json_response(self.store.describe(account))
 
     async def put(self, request: web.Request) -> web.Response:
@@ -1335,6 +1419,8 @@ class Service:
                 results = [refused] * len(batch)
             except Exception:
                 log.exception("writing accounts failed")
+                if not batch:
+                    batch, self._waiting = self._waiting, []
                 results = [RefusedError(500, FAILED)] * len(batch)
             self._batches.inc()
             for (request, done), result in zip(batch, results, strict=True):

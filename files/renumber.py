@@ -51,34 +51,41 @@ class Renumbering:
             raise RefusedError(404, f"There is no account of the name {username!r}.")
         account = index.by_username[username]
         self.journal = store.journal(account)
-        self.begun = self.journal.exists()
-        if self.begun:
-            numbers = json.loads(self.journal.read_text(encoding="utf-8"))
-            account = Account(account.username, account.account, numbers["uid"], numbers["gid"])
+        move = next((one for one in store.moves() if one.account == account.account), None)
+        self.begun = move is not None
+        if move:
+            account = Account(account.username, account.account, move.uid, move.gid)
         self.old = account
         if gid is None:
             gid = uid if account.gid == account.uid else account.gid
         self.uid, self.gid = clean_id(uid, "UID"), clean_id(gid, "GID")
-        if self.begun and (self.uid, self.gid) != (numbers["new_uid"], numbers["new_gid"]):
+        if move and (self.uid, self.gid) != (move.new_uid, move.new_gid):
             raise RefusedError(
                 409,
-                f"The account {account.account} is on its way to UID {numbers['new_uid']} and GID "
-                f"{numbers['new_gid']}: finish that first.",
+                f"The account {account.account} is on its way to UID {move.new_uid} and GID "
+                f"{move.new_gid}: finish that first.",
             )
-        if not self.begun and self.pending:
-            index.check_free(account.account, self.uid, self.gid)
+        if self.pending:
+            store.check_move(self.old, self.uid, self.gid)
 
     @property
     def pending(self) -> bool:
         """Whether there is anything to do."""
         return self.begun or (self.uid, self.gid) != (self.old.uid, self.old.gid)
 
-    def begin(self) -> None:
-        """Writes the journal.
+    async def begin(self) -> None:
+        """Writes the journal, from which on the numbers to come are taken.
 
         Raises:
             OSError: it cannot be written.
+            RefusedError: another process holds the lock, or somebody else has the numbers.
         """
+        async with self.store.lock():
+            # again: somebody may have got them just before
+            self.store.check_move(self.old, self.uid, self.gid)
+            self._write_journal()
+
+    def _write_journal(self) -> None:
         self.journal.parent.mkdir(mode=0o700, exist_ok=True)
         numbers = {"uid": self.old.uid, "gid": self.old.gid, "new_uid": self.uid, "new_gid": self.gid}
         unfinished = self.journal.with_name(f".{self.journal.name}")
@@ -147,9 +154,11 @@ class Renumbering:
 
         Raises:
             OSError: a file cannot be written.
-            RefusedError: another process holds the lock.
+            RefusedError: another process holds the lock, or somebody else has the numbers.
         """
         async with self.store.lock():
+            # again: a UID that is there twice would make the files unreadable, for all accounts
+            self.store.check_move(self.old, self.uid, self.gid)
             self.store.renumber(self.old, self.uid, self.gid)
         self.journal.unlink(missing_ok=True)
         sync_directory(self.journal.parent)
@@ -198,14 +207,15 @@ def run(arguments: argparse.Namespace, settings: Settings) -> dict[str, object]:
     with store.homes():
         tops = [Path(settings.homes_dir, moving.old.account), *arguments.also]
         if arguments.step == "begin" and not moving.begun:
-            moving.begin()
+            asyncio.run(moving.begin())
         finishing = arguments.step == "finish"
         if finishing and not moving.begun:
             raise RefusedError(409, f"No move of the account {moving.old.account} was begun.")
         files = moving.move(tops, change=finishing) if arguments.step != "begin" else 0
         if finishing:
-            # what the NFS server remembers of the old owners
-            time.sleep(arguments.settle if files else 0)
+            # What the NFS server remembers of the old owners. Even if no file has changed: the run before may
+            # have changed them all, and have been interrupted here.
+            time.sleep(arguments.settle)
             asyncio.run(moving.finish())
     return {**report, "files": files}
 

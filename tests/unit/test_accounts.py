@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
+import json
 import os
 import pathlib
 import random
@@ -421,6 +423,48 @@ async def test_another_writer_is_waited_for_but_not_for_ever(site):
         # Who has an account needs no lock.
         await put(client, "alice", 200)
     await put(client, "bob", 201)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)), 503, "cannot be locked: No locks available"),
+        (RuntimeError("nobody has thought of it"), 500, "its log says why"),
+    ],
+)
+async def test_a_lock_that_fails_is_answered_once(site, monkeypatch, caplog, error, status, sentence):
+    client = await site.start()
+
+    def fail(_descriptor, _operation):
+        raise error
+
+    monkeypatch.setattr(accounts.fcntl, "flock", fail)
+    async with asyncio.timeout(5):
+        assert sentence in (await put(client, "alice", status))["reason"]
+    said = len(caplog.records)
+    await asyncio.sleep(0.1)
+    assert len(caplog.records) == said
+    monkeypatch.undo()
+    await put(client, "alice", 201)
+
+
+# --- accounts on their way to other numbers
+
+
+async def test_an_account_on_its_way_is_not_shown_with_its_old_numbers(site):
+    """Nor is its new UID given out: not the next one, and not as the directory's."""
+    client = await site.start()
+    shown = await put(client, "alice", 201)
+    journal = site.state / "renumber/alice"
+    journal.parent.mkdir()
+    journal.write_text(json.dumps({"uid": 100000, "gid": 100000, "new_uid": 100001, "new_gid": 100001}))
+    reason = (await put(client, "alice", 409))["reason"]
+    answer = await client.get("/accounts/alice")
+    assert (answer.status, await answer.json()) == (409, {"reason": reason})
+    assert "alice is being moved to UID 100001" in (await put(client, "bob", 409, uid=100001))["reason"]
+    assert (await put(client, "bob", 201))["uid"] == 100002
+    journal.unlink()
+    assert await (await client.get("/accounts/alice")).json() == shown
 
 
 # --- the NFS server

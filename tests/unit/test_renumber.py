@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import accounts
 import pytest
 import renumber
+import yaml
+from ansible.template import trust_as_template
+from inventory import ROOT, Inventory
+from spawner import LABEL, NfsSwarmSpawner
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="changing owners needs root")
 OLD, NEW, OTHER, GROUP = 100000, 5003, 100001, 20001
@@ -35,6 +41,7 @@ class Site:
         self.settings = accounts.Settings(
             homes_dir=str(self.homes), state_dir=str(self.state), system_files=""
         )
+        self.store = accounts.Store(self.settings)
         self.make_files()
 
     before = (
@@ -82,10 +89,23 @@ class Site:
         if name.endswith("deep/er"):
             os.chown(path.parent, uid, gid)
 
-    def step(self, step: str, uid: int = NEW, gid: int | None = None, user: str = "alice") -> dict[str, Any]:
+    def step(
+        self, step: str, uid: int = NEW, gid: int | None = None, user: str = "alice", settle: float = 0
+    ) -> dict[str, Any]:
         """Run a step, as the command line does."""
-        asked = argparse.Namespace(step=step, username=user, uid=uid, gid=gid, also=[self.exchange], settle=0)
+        asked = argparse.Namespace(
+            step=step, username=user, uid=uid, gid=gid, also=[self.exchange], settle=settle
+        )
         return renumber.run(asked, self.settings)
+
+    def write(self, **asked: Any) -> accounts.Account | accounts.RefusedError:
+        """The answer to somebody's first login, by a service that is there already."""
+        return self.store.write([accounts.Request("carol", **asked)])[0]
+
+    def appear(self, uid: int, gid: int) -> None:
+        """Give carol an account without the service, as an editor does."""
+        with self.passwd.open("a") as file:
+            file.write(accounts.Account("carol", "carol", uid, gid).line())
 
     def owners(self) -> dict[str, tuple[int, int]]:
         """Owner and group of everything by name."""
@@ -106,12 +126,12 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
-def expected(before: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+def expected(before: dict[str, tuple[int, int]], gid: int = NEW) -> dict[str, tuple[int, int]]:
     """What the owners have to be afterwards: a swap of numbers, but not in bob's home."""
     return {
         name: pair
         if name.startswith("homes/bob")
-        else (NEW if pair[0] == OLD else pair[0], NEW if pair[1] == OLD else pair[1])
+        else (NEW if pair[0] == OLD else pair[0], gid if pair[1] == OLD else pair[1])
         for name, pair in before.items()
     }
 
@@ -171,12 +191,107 @@ def test_an_old_number_is_never_given_out_again(site: Site) -> None:
         site.step("plan", uid=OLD, user="bob")
 
 
+def test_numbers_of_a_move_are_not_given_out(site: Site) -> None:
+    """Neither as a UID nor as a GID, and again if a move is taken back."""
+    site.step("begin", uid=100002, gid=20002)
+    account, created = site.write(groups=("course-1",))
+    assert (account.uid, created) == (100003, True)
+    assert site.index().groups["teachers"].gid == 20003
+    assert site.index().groups["course-1"].gid == 20004
+    (site.state / "renumber/alice").unlink()
+    assert site.store.write([accounts.Request("dave", uid=100002)])[0][0].uid == 100002
+
+
+@pytest.mark.parametrize(("uid", "gid"), [(NEW, None), (NEW, 7000), (7000, NEW)])
+def test_numbers_of_a_move_are_not_the_directorys(site: Site, uid: int, gid: int | None) -> None:
+    site.step("begin")
+    passwd = site.passwd.read_text()
+    refused = site.write(uid=uid, gid=gid)
+    assert refused.status == 409
+    assert f"account alice is being moved to UID {NEW}" in refused.reason
+    with pytest.raises(accounts.RefusedError, match="account alice is being moved"):
+        site.step("begin", uid=uid, gid=gid, user="bob")
+    assert site.passwd.read_text() == passwd
+    site.step("finish")
+    assert site.index().by_uid[NEW].account == "alice"
+
+
+def test_a_shared_group_of_a_move_may_be_shared(site: Site) -> None:
+    site.step("begin", gid=7000)
+    assert site.write(uid=7001, gid=7000)[0].gid == 7000
+    site.step("finish", gid=7000)
+    assert {one.gid for one in site.index().by_username.values()} == {OTHER, 7000}
+
+
+def test_a_move_begins_when_nobody_writes(site: Site) -> None:
+    """Who writes has looked for journals already, and may be giving out that very number."""
+    with (site.state / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(accounts.RefusedError, match="Another process is writing"):
+            site.step("begin")
+    assert not (site.state / "renumber").exists()
+
+
+def test_a_move_to_numbers_that_somebody_got_meanwhile_changes_nothing(site: Site) -> None:
+    before = site.owners()
+    site.step("begin")
+    site.appear(NEW, NEW)
+    files = (site.passwd.read_text(), site.group.read_text())
+    with pytest.raises(accounts.RefusedError, match=f"UID {NEW} belongs to the account carol"):
+        site.step("finish")
+    assert site.owners() == before
+    assert (site.passwd.read_text(), site.group.read_text()) == files
+
+
+@pytest.mark.parametrize(("uid", "gid"), [(NEW, NEW), (7000, NEW)])
+def test_numbers_are_looked_at_again_before_the_account_changes(
+    site: Site, monkeypatch, uid: int, gid: int
+) -> None:
+    """The files take long. A second line with that UID would take all accounts down."""
+    site.step("begin")
+    monkeypatch.setattr(renumber.time, "sleep", lambda _: site.appear(uid, gid))
+    group = site.group.read_text()
+    with pytest.raises(accounts.RefusedError, match=r"carol|in use already"):
+        site.step("finish")
+    assert site.group.read_text() == group
+    assert site.index().by_username["alice"].uid == OLD
+    assert (site.state / "renumber/alice").exists()
+
+
+def test_a_malformed_journal_stops_first_logins_only(site: Site) -> None:
+    site.step("begin")
+    (site.state / "renumber/alice").write_text("{}")
+    with pytest.raises(accounts.RefusedError, match="journal renumber/alice is malformed"):
+        site.write()
+    with pytest.raises(accounts.RefusedError, match="journal renumber/alice is malformed"):
+        site.step("finish")
+    assert site.store.satisfied(site.store.index(), accounts.Request("bob"))
+
+
+def test_an_interrupted_wait_is_waited_again(site: Site, monkeypatch) -> None:
+    """The files have all changed then, but the NFS server may remember their old owner."""
+    waited = []
+
+    def cut(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 1:
+            raise Interrupted
+
+    monkeypatch.setattr(renumber.time, "sleep", cut)
+    site.step("begin", settle=5)
+    with pytest.raises(Interrupted):
+        site.step("finish", settle=5)
+    assert site.step("finish", settle=5)["files"] == 0
+    assert waited == [5, 5]
+
+
 # Every call that changes something, by where it is looked up.
 CHANGES = ["os.chown", "accounts.replace_file", "renumber.sync_directory", "pathlib.Path.unlink"]
 
 
+@pytest.mark.parametrize("gid", [None, OLD, GROUP])
 @pytest.mark.parametrize("change", CHANGES)
-def test_interrupted_anywhere_and_done_again(site: Site, monkeypatch, change: str) -> None:
+def test_interrupted_anywhere_and_done_again(site: Site, monkeypatch, change: str, gid: int | None) -> None:
     """However often it is cut off before or behind a change, the end is the same."""
     before = site.owners()
     with monkeypatch.context() as patch:
@@ -196,17 +311,17 @@ def test_interrupted_anywhere_and_done_again(site: Site, monkeypatch, change: st
 
             patch.setattr(target, name, cut)
             try:
-                site.step("begin")
-                site.step("finish")
+                site.step("begin", gid=gid)
+                site.step("finish", gid=gid)
                 break
             except Interrupted:
                 patch.setattr(target, name, original)
         else:
             pytest.fail("it never came to an end")
         assert at > 0, "nothing was interrupted"
-    site.step("finish")
-    assert site.owners() == expected(before)
-    assert not site.step("plan")["pending"]
+    site.step("finish", gid=gid)
+    assert site.owners() == expected(before, gid or NEW)
+    assert not site.step("plan", gid=gid)["pending"]
     retired = f"{accounts.retired_name(OLD)}:x:{OLD}:"
     assert site.group.read_text().splitlines().count(retired) == 1
 
@@ -263,3 +378,25 @@ def test_a_shared_primary_group_stays(site: Site) -> None:
     assert owners["homes/alice/a classmate's"] == (OTHER, GROUP)
     account = site.index().by_username["alice"]
     assert (account.uid, account.gid) == (NEW, GROUP)
+
+
+# --- the playbook
+
+
+def test_a_node_that_does_not_answer_ends_the_playbook() -> None:
+    """Its notebooks may still write while the next play moves the files."""
+    plays = yaml.safe_load((ROOT / "playbooks/renumber.yml").read_text())
+    assert [play.get("any_errors_fatal", False) for play in plays] == [
+        play["hosts"] == "swarm" for play in plays
+    ]
+
+
+@pytest.mark.parametrize("name", ["alice", "Jörg", "o'brien -rf", "a\u3000b", "a\u00a0{{ b }}/%20", "7"])
+def test_servers_are_found_by_the_label_that_they_have(name: str) -> None:
+    label = NfsSwarmSpawner.labels.fget(
+        SimpleNamespace(prefix="", server_key="", start_id="", name="", user=SimpleNamespace(name=name))
+    )[LABEL + "user"]
+    said = {"nfs_renumber_report": {"username": name}}
+    inventory = Inventory(ROOT / "tests/inventories/variants", extra=said)
+    templar = inventory.templar("m-1", **inventory.load(ROOT / "playbooks/vars/renumber.yml"))
+    assert templar.template(trust_as_template("{{ hub_stop_user }}")) == label
