@@ -107,16 +107,16 @@ def users_plan(accounts, said, lock="", unlock="", delete="", limit=33):
     }
 
 
-def users_with_servers(services, users):
-    """Return the users who have servers, as the services' labels have them.
+def users_with_servers(servers, users):
+    """Return the users who have servers, as their labels have them.
 
     Args:
-        services (list[dict]): services as the Docker API has them.
+        servers (list[dict]): services and containers as the Docker API has them.
         users (list[str]): users of the hub.
     """
     # As the spawner writes it.
     labels = {"".join(char if char.isprintable() else quote(char) for char in name) for name in users}
-    found = {service["Spec"].get("Labels", {}).get("org.jupyterhub.user") for service in services or []}
+    found = {(one.get("Spec", one).get("Labels") or {}).get("org.jupyterhub.user") for one in servers}
     return sorted(labels & found)
 
 

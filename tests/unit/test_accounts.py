@@ -1,6 +1,6 @@
 """The accounts service from outside, over HTTP, on directories of its own.
 
-It gives homes away, which only root may: without root there is nothing to see here but a skip.
+It gives homes away, which only root may.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making homes for others needs root")
+pytestmark = pytest.mark.root
 TOKEN = "a-token"
 
 

@@ -426,8 +426,6 @@ def places(exports):
 @pytest.fixture
 def store(tmp_path):
     """A storage with two courses in its settings, and nothing made yet."""
-    if os.geteuid() != 0:
-        pytest.skip("making directories for others needs root")
     for name in ("homes", "state", "exports/courses", "exports/exchange"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("state/passwd", "state/group", "homes/.campus-storage"):
@@ -442,6 +440,7 @@ def store(tmp_path):
     return accounts.Store(settings)
 
 
+@pytest.mark.root
 def test_directories_of_courses(store, tmp_path):
     """Made once; what the administrator changes or adds stays."""
     store.write([])
@@ -466,6 +465,7 @@ def test_directories_of_courses(store, tmp_path):
     assert places(tmp_path / "exports") == made | {"courses/algo1/shared": (members, "700")}
 
 
+@pytest.mark.root
 def test_a_student_gets_a_box_in_each_course_with_an_exchange(store, tmp_path):
     store.write([])
     store.make_courses()
@@ -479,6 +479,7 @@ def test_a_student_gets_a_box_in_each_course_with_an_exchange(store, tmp_path):
     assert [path.name for path in inbound.iterdir()] == ["alice"]
 
 
+@pytest.mark.root
 def test_without_the_exchange_an_account_is_made_all_the_same(store, tmp_path):
     """A course that was archived: its students go on with everything else."""
     ((account, created),) = store.write([accounts.Request("alice", ("nbgrader-algo1",))])
@@ -569,7 +570,7 @@ def test_what_is_a_secret(exchange, tmp_path):
     assert file.read_text() == "text"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
+@pytest.mark.root
 def test_a_submission_that_is_somebody_elses(exchange, submission):
     os.chown(submission, 100001, -1)
     assert "belongs to 100001, and not to anna" in exchange.refusal(submission.parent, submission, "ps1")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of others need root")
+pytestmark = pytest.mark.root
 UID, OTHER = 100000, 100001
 SPEC = importlib.util.spec_from_file_location(
     "home_archive", Path(__file__).parents[2] / "plugins/modules/home_archive.py"

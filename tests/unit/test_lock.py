@@ -15,7 +15,7 @@ import lock
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making homes for others needs root")
+pytestmark = pytest.mark.root
 TOKEN = "a-token"
 NAMES = ["alice", "Jörg", "-rf"]
 

@@ -17,7 +17,7 @@ from ansible.template import trust_as_template
 from inventory import ROOT, Inventory
 from spawner import LABEL, NfsSwarmSpawner
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="changing owners needs root")
+pytestmark = pytest.mark.root
 OLD, NEW, OTHER, GROUP = 100000, 5003, 100001, 20001
 
 

@@ -115,7 +115,9 @@ def test_users_with_servers():
         {"Spec": {"Name": "d"}},
     ]
     assert users.users_with_servers(services, ["bob", "a\u00a0b", "eve"]) == ["a%C2%A0b", "bob"]
-    assert users.users_with_servers(None, ["bob"]) == []
+    containers = [{"Labels": {"org.jupyterhub.user": "eve"}}, {"Labels": None}]
+    assert users.users_with_servers(services + containers, ["bob", "eve"]) == ["bob", "eve"]
+    assert users.users_with_servers([], ["bob"]) == []
 
 
 def test_what_became_of_homes():
