@@ -439,6 +439,9 @@ class SandboxedKernelManager(AsyncKernelManager):
         self.transport = "ipc"
         self.ip = str(Path(self._scratch.name, "kernel"))
         self.connection_file = str(Path(self._scratch.name, "kernel.json"))
+        # Jupyter calls them kernel-1 …, and kernels that know of TCP only (R, Java) make kernel:1 … of it.
+        for number in range(1, 6):
+            Path(f"{self.ip}-{number}").symlink_to(f"kernel:{number}")
 
     async def _async_pre_start_kernel(self, **kwargs):
         """Start in a copy, with an environment that has no tokens and no passwords in it.
