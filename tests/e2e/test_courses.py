@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grading
@@ -261,7 +262,7 @@ def listed_as(cluster: Cluster, account: dict, path: str) -> list[str] | None:
 
 def test_a_submission_is_its_authors_and_the_graders(cluster: Cluster, handed_in: list[HubUser]) -> None:
     """Real owners, the graders' group, nothing for others; and in the server no way to another's."""
-    anna, _ben = handed_in
+    anna, ben = handed_in
     _, account = cluster.accounts("GET", "/accounts/anna")
     _, grader = cluster.accounts("GET", "/accounts/gina")
     inbound = f"{cluster.storage_dir}/exchange/algo1/inbound"
@@ -272,15 +273,32 @@ def test_a_submission_is_its_authors_and_the_graders(cluster: Cluster, handed_in
         assert (int(uid), int(gid)) == (account["uid"], grader["groups"]["formgrade-algo1"])
         assert mode.endswith("0")
     assert not cluster.storage.run("find", inbound, "-perm", "-o+w", "-not", "-type", "l")
+    bens = next(name for name in grading.submissions(ben) if name.startswith("ben+ps1+"))
     for attempt in (
         "ls $E/inbound",
         "ls $E/inbound/ben",
+        f"echo mine > '$E/inbound/ben/{bens}/ps1.ipynb'",
+        f"rm -r '$E/inbound/ben/{bens}'",
         "ls $E/feedback",
         "touch $E/outbound/mine",
         "ls /srv/courses/algo1/grading",
     ):
         with pytest.raises(AssertionError, match=r"Permission denied|No such file"):
-            anna.shell(f"E=/srv/nbgrader/exchange/algo1; {attempt}")
+            anna.shell(attempt.replace("$E", "/srv/nbgrader/exchange/algo1"))
+    assert bens in grading.submissions(ben)
+
+
+def test_graders_read_what_was_handed_in_with_any_umask(
+    member: Callable[[str, str], HubUser], released: HubUser
+) -> None:
+    """Also with one that leaves the group nothing."""
+    chris = member("chris", "algo1")
+    chris.shell("cd && rm -rf ps1 && nbgrader fetch_assignment ps1")
+    known = set(grading.submissions(chris))
+    chris.shell("cd && umask 077 && nbgrader submit ps1")
+    (name,) = set(grading.submissions(chris)) - known
+    found = f"/srv/nbgrader/exchange/algo1/inbound/chris/{name}"
+    assert "double" in released.shell(f"cat '{found}/ps1.ipynb'")
 
 
 def test_the_gradebook_is_closed_to_students(
@@ -319,14 +337,69 @@ def test_the_whole_round(member: Callable[[str, str], HubUser], handed_in: list[
         "ben": 0,
     }
 
-    anna.shell("cd && nbgrader fetch_feedback ps1")
-    feedback = " ".join(re.sub(r"<[^>]+>", " ", anna.shell("cat ~/ps1/feedback/*/ps1.html")).split())
-    assert "Score: 2.0 / 2.0" in feedback
+    # what is wrong is told, but not by which hidden test; graders still have it
+    for student, score, error in ((anna, 2.0, False), (ben, 0.0, True)):
+        student.shell("cd && nbgrader fetch_feedback ps1")
+        file = f"~/courses/algo1/grading/feedback/{student.name}/ps1/ps1.html"
+        for page in (student.shell("cat ~/ps1/feedback/*/ps1.html"), gus.shell(f"cat {file}")):
+            feedback = html.unescape(re.sub(r"<[^>]+>", "", page))
+            assert f"Score: {score} / 2.0" in feedback
+            assert "assert double(2) == 4" in feedback
+            assert ("AssertionError" in feedback) == error
+            assert "HIDDEN" not in feedback
+            assert "double(21)" not in feedback
+    assert "double(21)" in gus.shell("cat ~/courses/algo1/grading/autograded/ben/ps1/ps1.ipynb")
 
     # the other grader does it again over the first one's files
     grading.nbgrader(gina, "algo1", *grade)
     assert grading.scores(gina, "algo1", "ps1")["anna"] == 2
     assert ben.shell("cd && nbgrader fetch_feedback ps1 && ls ~/ps1/feedback/*/").split()[-1] == "ps1.html"
+
+
+def test_several_graders_grade_at_once(
+    member: Callable[[str, str], HubUser], handed_in: list[HubUser]
+) -> None:
+    """Different students of one assignment, into one gradebook."""
+    gina, gus = member("gina", "algo1"), member("gus", "algo1")
+    grading.nbgrader(gina, "algo1", "collect ps1 --update")
+    with ThreadPoolExecutor() as pool:
+        runs = [
+            pool.submit(grading.nbgrader, grader, "algo1", f"autograde ps1 --student={student} --force")
+            for grader, student in ((gina, "anna"), (gus, "ben"))
+        ]
+        for run in runs:
+            run.result()
+    scores = grading.scores(gina, "algo1", "ps1")
+    assert (scores["anna"], scores["ben"]) == (2, 0)
+    assert grading.scores(gus, "algo1", "ps1") == scores
+
+
+def test_nothing_takes_the_place_of_what_is_collected_after_the_due_date(
+    cluster: Cluster, member: Callable[[str, str], HubUser]
+) -> None:
+    """Not even what claims to be of before; and a first one that does so is collected, as late as it is."""
+    gina, anna, ben = (member(name, "algo1") for name in ("gina", "anna", "ben"))
+    name = f"due-{uuid.uuid4().hex[:6]}"
+    grading.write_assignment(gina, "algo1", name)
+    grading.nbgrader(gina, "algo1", f"generate_assignment {name}", f"release_assignment {name}")
+    anna.shell(f"cd && nbgrader fetch_assignment {name} && nbgrader submit {name}")
+    # the nodes' clocks and the storage's may differ a little
+    time.sleep(3)
+    due = gina.shell("date -u '+%F %T UTC'").strip()
+    grading.nbgrader(gina, "algo1", f"db assignment add {name} --duedate='{due}'", f"collect {name}")
+    submitted = f"{cluster.storage_dir}/courses/algo1/grading/submitted"
+    collected = f"{submitted}/anna/{name}/{name}.ipynb"
+    before = cluster.storage.run("sha256sum", collected)
+
+    time.sleep(3)
+    grading.solve(anna, name, grading.RIGHT)
+    inbound, forged = "/srv/nbgrader/exchange/algo1/inbound", f"anna+{name}+{due}+x"
+    anna.shell(f"cd {inbound}/anna && mkdir '{forged}' && cp ~/{name}/{name}.ipynb '{forged}'")
+    ben.shell(f"cd {inbound}/ben && mkdir 'ben+{name}+2020-01-01 00:00:00 UTC+x'")
+    said = grading.nbgrader(gina, "algo1", f"collect {name} --update")
+    assert "it was changed after the due date, and one is collected already" in said
+    assert cluster.storage.run("sha256sum", collected) == before
+    assert not cluster.storage.run("cat", f"{submitted}/ben/{name}/timestamp.txt").startswith("2020")
 
 
 def test_what_is_collected_is_out_of_the_students_reach(
@@ -414,7 +487,10 @@ def test_student_code_is_graded_with_nothing_of_the_graders(
 
 
 def test_sixty_submissions_are_collected_in_one_go(
-    cluster: Cluster, member: Callable[[str, str], HubUser], handed_in: list[HubUser]
+    cluster: Cluster,
+    member: Callable[[str, str], HubUser],
+    handed_in: list[HubUser],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Of sixty students, each from a box of its own."""
     gina, assignment = member("gina", "algo1"), f"many-{uuid.uuid4().hex[:6]}"
@@ -435,8 +511,41 @@ def test_sixty_submissions_are_collected_in_one_go(
     grading.nbgrader(gina, "algo1", f"generate_assignment {assignment}")
     began = time.monotonic()
     said = grading.nbgrader(gina, "algo1", f"collect {assignment}")
-    print(f"sixty submissions collected in {time.monotonic() - began:.1f} s")
+    took = time.monotonic() - began
+    with capsys.disabled():
+        print(f"\nsixty submissions collected in {took:.1f} s")
     assert said.count("Collecting submission: many-") == len(names)
+
+
+@pytest.mark.parametrize("kernel", ["bash", "ir"])
+def test_other_languages_are_graded(member: Callable[[str, str], HubUser], kernel: str) -> None:
+    """Bash in a terminal of its own, R over sockets that it names in its own way."""
+    hana, emil = member("hana", "db1"), member("emil", "db1")
+    _, right, wrong, _ = grading.LANGUAGES[kernel]
+    name = hand_out(hana, emil, kernel)
+    for solution, score in ((wrong, 0), (right, 2)):
+        grading.solve(emil, name, solution)
+        emil.shell(f"cd && nbgrader submit {name}")
+        grading.nbgrader(hana, "db1", f"collect {name} --update", f"autograde {name} --force")
+        assert grading.scores(hana, "db1", name)["emil"] == score
+
+
+def test_a_kernel_that_wants_the_network_is_not_graded(member: Callable[[str, str], HubUser]) -> None:
+    """And the grader reads why, at once."""
+    hana, emil = member("hana", "db1"), member("emil", "db1")
+    name = hand_out(hana, emil, "java")
+    emil.shell(f"cd && nbgrader submit {name}")
+    with pytest.raises(AssertionError, match="a notebook for 'java' cannot be autograded: its kernel talks"):
+        grading.nbgrader(hana, "db1", f"collect {name}", f"autograde {name}")
+
+
+def hand_out(grader: HubUser, student: HubUser, kernel: str) -> str:
+    """Release an assignment of db1 for a kernel, and let a student fetch it; returns its name."""
+    name = f"{kernel}-{uuid.uuid4().hex[:6]}"
+    grading.write_assignment(grader, "db1", name, kernel)
+    grading.nbgrader(grader, "db1", f"generate_assignment {name}", f"release_assignment {name}")
+    student.shell(f"cd && nbgrader fetch_assignment {name}")
+    return name
 
 
 # --- in the browser ---

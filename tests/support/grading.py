@@ -11,6 +11,29 @@ from hub import HubUser
 RIGHT = "def double(x):\n    return 2 * x\n"
 WRONG = "def double(x):\n    return 4\n"
 
+# By kernel: the language, a right and a wrong solution, and a test of it.
+LANGUAGES = {
+    "python3": ("python", RIGHT, WRONG, "assert double({}) == {}"),
+    "bash": (
+        "bash",
+        "double() { echo $((2 * $1)); }\n",
+        "double() { echo 4; }\n",
+        '[ "$(double {})" = {} ]',
+    ),
+    "ir": (
+        "R",
+        "double <- function(x) 2 * x\n",
+        "double <- function(x) 4\n",
+        "stopifnot(double({}) == {})",
+    ),
+    "java": (
+        "java",
+        "int twice(int x) { return 2 * x; }\n",
+        "int twice(int x) { return 4; }\n",
+        "assert twice({}) == {};",
+    ),
+}
+
 
 def cell(source: str, name: str, **meta: Any) -> dict[str, Any]:
     """A code cell with nbgrader's metadata (version 3 of its schema)."""
@@ -26,28 +49,29 @@ def cell(source: str, name: str, **meta: Any) -> dict[str, Any]:
     }
 
 
-def assignment() -> dict[str, Any]:
-    """A notebook with a solution to write, two tests of it, and one that students do not see."""
-    tests = "assert double(2) == 4\n### BEGIN HIDDEN TESTS\nassert double(21) == 42\n### END HIDDEN TESTS\n"
-    solution = "### BEGIN SOLUTION\ndef double(x):\n    return 2 * x\n### END SOLUTION\n"
+def assignment(kernel: str) -> dict[str, Any]:
+    """A notebook with a solution to write, a test of it, and one that students do not see."""
+    language, right, _, test = LANGUAGES[kernel]
+    hidden = f"### BEGIN HIDDEN TESTS\n{test.format(21, 42)}\n### END HIDDEN TESTS\n"
+    tests = f"{test.format(2, 4)}\n{hidden}"
+    solution = f"### BEGIN SOLUTION\n{right}### END SOLUTION\n"
     return {
         "cells": [
             cell(solution, "double", solution=True),
             cell(tests, "test-double", grade=True, locked=True, points=2),
         ],
-        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        "metadata": {"kernelspec": {"name": kernel, "display_name": kernel, "language": language}},
         "nbformat": 4,
         "nbformat_minor": 5,
     }
 
 
-def write_assignment(grader: HubUser, course: str, name: str) -> None:
+def write_assignment(grader: HubUser, course: str, name: str, kernel: str = "python3") -> None:
     """Put the assignment's source where the course's graders have it."""
     directory = f"courses/{course}/grading/source/{name}"
     grader.shell(f"mkdir -p ~/{directory}")
-    answer = grader.notebook_api(
-        "PUT", f"contents/{directory}/{name}.ipynb", json={"type": "notebook", "content": assignment()}
-    )
+    model = {"type": "notebook", "content": assignment(kernel)}
+    answer = grader.notebook_api("PUT", f"contents/{directory}/{name}.ipynb", json=model)
     assert answer.status_code in (200, 201), answer.text
 
 

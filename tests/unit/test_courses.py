@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import logging
 import os
 import stat
 import sys
-from datetime import UTC, date, datetime
+import tempfile
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -504,8 +506,10 @@ def exchange():
         "jupyter_client.manager": ["AsyncKernelManager"],
         "nbconvert.exporters": ["HTMLExporter"],
         "nbconvert.filters.strings": ["clean_html"],
-        "nbconvert.preprocessors": ["Preprocessor"],
+        "nbconvert.preprocessors": ["CSSHTMLHeaderPreprocessor", "Preprocessor"],
+        "nbgrader.api": ["Gradebook", "MissingEntry"],
         "nbgrader.exchange.default": ["ExchangeCollect", "ExchangeReleaseFeedback", "ExchangeSubmit"],
+        "nbgrader.preprocessors": ["ClearHiddenTests", "ClearSolutions", "GetGrades"],
         "nbgrader.utils": ["get_username", "parse_utc"],
     }
     stand_ins = {part: ModuleType(part) for name in names for part in (name.split(".")[0], name)}
@@ -626,15 +630,111 @@ def test_outputs_that_are_shown(exchange):
     ]
 
 
+def test_feedback_has_no_hidden_tests(exchange):
+    """Neither in the source nor where an error or a warning quotes it; other cells stay as they are."""
+    hide = exchange.WithoutHiddenTests()
+    hide.begin_test_delimeter, hide.end_test_delimeter = "BEGIN HIDDEN TESTS", "END HIDDEN TESTS"
+    error = {
+        "output_type": "error",
+        "ename": "AssertionError",
+        "evalue": "f(21)",
+        "traceback": ["f(21)", "x"],
+    }
+    warning = {"output_type": "stream", "name": "stderr", "text": "f(21)"}
+    tests = "f(2)\n### BEGIN HIDDEN TESTS\nf(21)\n### END HIDDEN TESTS\nf(3)"
+    cell, _ = hide.preprocess_cell({"source": tests, "outputs": [dict(error), warning]}, {}, 0)
+    assert cell == {
+        "source": "f(2)\nf(3)",
+        "outputs": [
+            {"output_type": "error", "ename": "AssertionError", "evalue": "", "traceback": ["AssertionError"]}
+        ],
+    }
+    other = {"source": "f(2)", "outputs": [dict(error), warning]}
+    assert hide.preprocess_cell(dict(other), {}, 0)[0] == other
+    text = {"source": "### BEGIN HIDDEN TESTS\nwith no end"}
+    assert hide.preprocess_cell(text, {}, 0)[0] == {"source": ""}
+
+
+def test_the_courses_directory_is_never_a_private_one(exchange, tmp_path, monkeypatch):
+    """By the link in the home, as Formgrader wants it, or by the mount, if other things lie there."""
+    monkeypatch.setattr(exchange, "COURSES", tmp_path / "srv")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "srv/algo1").mkdir(parents=True)
+    assert exchange.course_directory("algo1") == tmp_path / "srv/algo1"
+    (tmp_path / "courses").symlink_to(tmp_path / "srv")
+    assert exchange.course_directory("algo1") == tmp_path / "courses/algo1"
+    (tmp_path / "courses").unlink()
+    (tmp_path / "courses/algo1").mkdir(parents=True)
+    assert exchange.course_directory("algo1") == tmp_path / "srv/algo1"
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o007, 0o000])
+def test_a_submission_is_open_to_the_group_alone(exchange, submission, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        exchange.copy_plain(submission, tmp_path / "copy")
+        exchange.open_to_group(tmp_path / "copy")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "copy").rglob("*")}
+    assert modes == {"data": 0o750, "ps1.ipynb": 0o640}
+    assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o750
+
+
 def test_orphans_are_those_below_the_first_process(exchange):
     parents = {"30": "20", "31": "30", "40": "1", "41": "40"}
     assert exchange.top_parent("31", parents) == "20"
     assert exchange.top_parent("41", parents) == "1"
 
 
-def test_a_change_after_the_time_in_the_name_is_seen(exchange, submission):
+@pytest.fixture
+def collect(exchange, submission, tmp_path):
+    """What a collection of ps1 gives nbgrader, the times that count, where it is due at `due`."""
+
+    def times(due):
+        one = exchange.Collect()
+        one.coursedir = SimpleNamespace(
+            assignment_id="ps1",
+            submitted_directory=str(tmp_path / "submitted"),
+            format_path=lambda *parts: "/".join(parts),
+            get_existing_timestamp=lambda copy: datetime.fromisoformat(
+                Path(copy, "timestamp.txt").read_text()
+            ),
+        )
+        one.log = logging.getLogger("collect")
+        one._due, one._found, one._inbound = due, {}, Path(tempfile.mkdtemp(dir=tmp_path))
+        for path in sorted(submission.parent.iterdir()):
+            one.link(submission.parent, path)
+        return [exchange.time_in_name(path) for path in one._inbound.iterdir()]
+
+    return times
+
+
+def test_a_submission_counts_as_of_its_real_time(exchange, collect, caplog):
     """The name says the morning of a day in the past, the file system that it is now."""
-    assert exchange.changed_after(submission) > exchange.TOLERANCE
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f UTC")
-    renamed = submission.rename(submission.parent / f"anna+ps1+{now}+x")
-    assert exchange.changed_after(renamed) < exchange.TOLERANCE
+    (time,) = collect(None)
+    assert datetime.now(UTC).replace(tzinfo=None) - time < exchange.TOLERANCE
+    assert "after the time in its name" in caplog.text
+
+
+def test_a_submission_in_time_counts_as_it_says(exchange, collect, submission, caplog):
+    said = datetime.now(UTC).replace(tzinfo=None) - exchange.TOLERANCE / 2
+    submission.rename(submission.parent / f"anna+ps1+{said} UTC+x")
+    assert collect(None) == [said]
+    assert caplog.text == ""
+
+
+def test_what_is_collected_stays_after_the_due_date(exchange, collect, submission, tmp_path):
+    """Whatever a later submission claims; before the due date a new one takes its place."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    soon, over = now + timedelta(hours=1), now - timedelta(minutes=1)
+    submission.rename(submission.parent / f"anna+ps1+{over} UTC+x")
+    assert collect(over) == [over]
+    copy = tmp_path / "submitted/anna/ps1"
+    copy.mkdir(parents=True)
+    (copy / "timestamp.txt").write_text(str(over))
+    assert collect(over) == [over]
+    (copy / "timestamp.txt").write_text(str(over - timedelta(hours=1)))
+    assert collect(soon) == [over]
+    with pytest.raises(exchange.RefusedError, match="after the due date, and one is collected already"):
+        collect(over)

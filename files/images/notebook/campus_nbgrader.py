@@ -7,8 +7,9 @@ who guess its name, and belongs to whoever it says it belongs to. Here each stud
 - students see their box as the exchange's `inbound`, and nbgrader's own commands hand in there,
 - collecting looks into all boxes, and takes what is its owner's, and plain files only: a symlink would be
   read with the rights of the grader,
+- what came after the due date, by the storage's clock, takes the place of nothing that is collected,
 - autograding runs the student's code in a sandbox, without network and without the grader's files, on a copy,
-- what students wrote is shown without anything that a browser would run.
+- what students wrote is shown without anything that a browser would run, and feedback without hidden tests.
 
 The hub says in the environment which course a server is for (files/courses.py).
 """
@@ -29,10 +30,13 @@ from jinja2 import pass_context
 from jupyter_client.manager import AsyncKernelManager
 from nbconvert.exporters import HTMLExporter
 from nbconvert.filters.strings import clean_html
-from nbconvert.preprocessors import Preprocessor
+from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor, Preprocessor
+from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.exchange.default import ExchangeCollect, ExchangeReleaseFeedback, ExchangeSubmit
+from nbgrader.preprocessors import ClearHiddenTests, ClearSolutions, GetGrades
 from nbgrader.utils import get_username, parse_utc
 
+COURSES = Path("/srv/courses")
 SANDBOX = "/usr/local/bin/campus-sandbox"
 # What a student may be late by the storage's clock without a word: copying takes its time, clocks differ.
 TOLERANCE = timedelta(minutes=10)
@@ -41,6 +45,15 @@ MOST_FILES, MOST_DEPTH = 10_000, 32
 # What of a notebook's outputs is shown. All others may have something for a browser to run in them.
 SHOWN = {"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg"}
 BASE64 = re.compile(r"[A-Za-z0-9+/=\s]*")
+# What students find in the place of a solution, in languages that nbgrader does not know.
+STUBS = {"bash": "# YOUR CODE HERE\nfalse", "typescript": "// YOUR CODE HERE"}
+# Kernels whose notebooks are not graded by running them, and why.
+TCP_ONLY = "its kernel talks over TCP only, which student code does not get"
+NOT_RUN = {
+    "deno": TCP_ONLY,
+    "java": TCP_ONLY,
+    "octave": "its kernel gives errors as plain output, for which there are all points",
+}
 # What of a grader's environment student code gets, too.
 KEPT = ("LANG", "LC_ALL", "PATH", "TZ", "VIRTUAL_ENV")
 
@@ -66,11 +79,24 @@ def configure(c):
     # By name nobody is known in the container; Collect goes by the boxes' owners instead.
     c.ExchangeCollect.check_owner = False
     c.ExchangeFactory.release_feedback = ReleaseFeedback
-    c.CourseDirectory.root = str(Path.home() / "courses" / course / "grading")
+    c.CourseDirectory.root = str(course_directory(course) / "grading")
     if os.environ.get("CAMPUS_GRADEBOOK"):
         c.CourseDirectory.db_url = os.environ["CAMPUS_GRADEBOOK"]
     c.Execute.kernel_manager_class = SandboxedKernelManager
+    c.ClearSolutions.code_stub = ClearSolutions().code_stub | STUBS
     show_safely(c)
+
+
+def course_directory(course):
+    """Where the graders of a course work: by the link in the home, below which Formgrader opens notebooks.
+
+    What a grader has made under the link's name is private, and nothing for what is collected.
+
+    Args:
+        course: its name.
+    """
+    link = Path.home() / "courses" / course
+    return link if link.resolve() == COURSES / course else COURSES / course
 
 
 def show_safely(c):
@@ -86,6 +112,8 @@ def show_safely(c):
     c.HTMLExporter.sanitize_html = True
     c.HTMLExporter.filters = {"markdown2html": clean_markdown}
     c.HTMLExporter.preprocessors = [PlainOutputs]
+    # The first two are nbgrader's own.
+    c.GenerateFeedback.preprocessors = [GetGrades, CSSHTMLHeaderPreprocessor, WithoutHiddenTests]
     # Files that were handed in are served as they are, HTML too.
     SubmissionFilesHandler.set_extra_headers = forbid_scripts
 
@@ -125,6 +153,39 @@ class PlainOutputs(Preprocessor):
                     if kind in SHOWN and (not kind.startswith("image/") or BASE64.fullmatch(value))
                 }
         return cell, resources
+
+
+class WithoutHiddenTests(ClearHiddenTests):
+    """Takes hidden tests out of feedback, where autograding has brought them back for graders."""
+
+    def preprocess_cell(self, cell, resources, index):
+        """Remove the tests, and what may quote them: of the cell's outputs the names of errors stay."""
+        shown = without_region(cell["source"], self.begin_test_delimeter, self.end_test_delimeter)
+        if shown != cell["source"]:
+            cell["source"] = shown
+            errors = [output for output in cell.get("outputs", []) if output["output_type"] == "error"]
+            for error in errors:
+                error["evalue"], error["traceback"] = "", [error["ename"] or "Error"]
+            if "outputs" in cell:
+                cell["outputs"] = errors
+        return cell, resources
+
+
+def without_region(source, begin, end):
+    """The lines of a cell that are in no region; one that is not closed goes on to the cell's end.
+
+    Args:
+        source: the cell's text.
+        begin: what the first line of a region has in it.
+        end: what the last one has.
+    """
+    kept, inside = [], False
+    for line in source.split("\n"):
+        if begin in line or end in line:
+            inside = begin in line
+        elif not inside:
+            kept.append(line)
+    return "\n".join(kept)
 
 
 def student_view(course):
@@ -168,7 +229,18 @@ class Submit(ExchangeSubmit):
             super().copy_files()
             made = Path(part, "submission")
             copy_plain(Path(stage, self.assignment_filename), made)
+            open_to_group(made)
             made.rename(box / self.assignment_filename)
+
+
+def open_to_group(directory):
+    """Let the group read a directory and what is in it, and others nothing, whatever the umask says.
+
+    Args:
+        directory: its path.
+    """
+    for path in (directory, *directory.rglob("*")):
+        path.chmod(0o750 if path.is_dir() else 0o640)
 
 
 class ReleaseFeedback(ExchangeReleaseFeedback):
@@ -197,28 +269,67 @@ class Collect(ExchangeCollect):
         self._boxes = Path(self.root, self.coursedir.course_id, "inbound")
         if not os.access(self._boxes, os.R_OK | os.X_OK):
             self.fail(f"You don't have read permissions for the directory: {self._boxes}")
-        inbound = self._view / self.coursedir.course_id / "inbound"
-        inbound.mkdir(parents=True)
+        self._inbound = self._view / self.coursedir.course_id / "inbound"
+        self._inbound.mkdir(parents=True)
+        self._due, self._found = self.due_date(), {}
         for box in sorted(self._boxes.iterdir()):
             for submission in sorted(box.glob(f"*+{self.coursedir.assignment_id}+*")):
-                reason = self.look(box, submission)
-                if reason:
+                try:
+                    self.link(box, submission)
+                except RefusedError as reason:
                     self.log.warning("%s is not collected: %s", submission, reason)
-                else:
-                    (inbound / submission.name).symlink_to(submission)
+                except (OSError, RecursionError) as error:
+                    self.log.warning("%s is not collected: it cannot be read: %s", submission, error)
         self.root = str(self._view)
         super().init_src()
 
-    def look(self, box, submission):
-        """Tell why a submission is not to be collected, whatever a student has made of it; see `refusal`."""
-        try:
-            reason = refusal(box, submission, self.coursedir.assignment_id)
-            late = timedelta(0) if reason else changed_after(submission)
-        except (OSError, RecursionError) as error:
-            return f"it cannot be read: {error}"
+    def due_date(self):
+        """The assignment's due date, in UTC and without a zone; None if there is none."""
+        with Gradebook(self.coursedir.db_url, self.coursedir.course_id) as gradebook:
+            try:
+                return gradebook.find_assignment(self.coursedir.assignment_id).duedate
+            except MissingEntry:
+                return None
+
+    def link(self, box, submission):
+        """Link a submission under the time that it counts with, by which nbgrader goes.
+
+        Args:
+            box: the student's box.
+            submission: what lies in it, whatever a student has made of it.
+
+        Raises:
+            OSError: it cannot be read.
+            RefusedError: it is not to be collected.
+        """
+        assignment = self.coursedir.assignment_id
+        reason = refusal(box, submission, assignment)
+        if reason:
+            raise RefusedError(reason)
+        changed, time = changed_at(submission), submission.name.rsplit("+", 3)[2]
+        late = changed - parse_utc(time)
         if late > TOLERANCE:
-            self.log.warning("%s was changed %s after the time in its name", submission, late)
-        return reason
+            self.log.warning(
+                "%s was changed %s after the time in its name, and counts as of then", submission, late
+            )
+            time = f"{changed.isoformat(sep=' ', timespec='microseconds')} UTC"
+        if self._due and changed > self._due and self.has_other(box.name, parse_utc(time)):
+            raise RefusedError("it was changed after the due date, and one is collected already")
+        # A number instead of the student's random text: no two get the same name.
+        name = f"{box.name}+{assignment}+{time}+{len(self._found)}"
+        (self._inbound / name).symlink_to(submission)
+        self._found[name] = submission, changed
+
+    def has_other(self, student, time):
+        """Whether something else is collected of a student than what counts with a time.
+
+        Args:
+            student: name.
+            time: in UTC and without a zone.
+        """
+        assignment, directory = self.coursedir.assignment_id, self.coursedir.submitted_directory
+        copy = self.coursedir.format_path(directory, student, assignment)
+        return Path(copy).is_dir() and self.coursedir.get_existing_timestamp(copy) != time
 
     def copy_files(self):
         """Take the submissions one by one, so that none is in the way of the others.
@@ -234,7 +345,8 @@ class Collect(ExchangeCollect):
                 try:
                     self.stage(record, Path(stage))
                 except (OSError, RefusedError) as error:
-                    self.log.warning("%s is not collected: %s", record["filename"], error)
+                    submission, _ = self._found[record["filename"]]
+                    self.log.warning("%s is not collected: %s", submission, error)
                     continue
                 self.src_records, self.inbound_path = [record], stage
                 super().copy_files()
@@ -243,7 +355,7 @@ class Collect(ExchangeCollect):
         """Copy a submission to where no student reaches it.
 
         nbgrader goes by two files in it, and stops for all when it cannot read one. So the time is that of
-        the name, which was checked, and who hands in no secret gets one that nobody knows.
+        the link, and who hands in no secret gets one that nobody knows.
 
         Args:
             record: nbgrader's.
@@ -253,14 +365,16 @@ class Collect(ExchangeCollect):
             OSError: it cannot be read.
             RefusedError: it is not what it was when it was checked, or too large.
         """
-        box, copied = self._boxes / record["username"], stage / record["filename"]
-        descriptor = os.open(box, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        (submission, changed), copied = self._found[record["filename"]], stage / record["filename"]
+        descriptor = os.open(submission.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             owner = os.fstat(descriptor).st_uid
             size = 1000 * self.coursedir.max_dir_size  # nbgrader's unit
-            copy_plain(record["filename"], copied, directory=descriptor, owner=owner, size=size)
+            copy_plain(submission.name, copied, directory=descriptor, owner=owner, size=size)
         finally:
             os.close(descriptor)
+        if changed_at(submission) != changed:
+            raise RefusedError("it was changed while it was collected")
         write_plain(copied / "timestamp.txt", record["filename"].rsplit("+", 3)[2])
         if not is_secret(copied / "submission_secret.txt"):
             write_plain(copied / "submission_secret.txt", secrets.token_hex(64))
@@ -313,17 +427,16 @@ def time_in_name(submission):
         return None
 
 
-def changed_after(submission):
-    """How long after the time in its name a submission was changed last, by the storage's clock.
+def changed_at(submission):
+    """When a submission was changed last, by the storage's clock; in UTC and without a zone.
 
-    The name is the student's word, and deadlines go by it; the status change time (inode(7)) is not.
+    The time in the name is the student's word; the status change time (inode(7)) is not.
 
     Args:
         submission: its directory.
     """
-    files = [submission, *(path for path in submission.rglob("*") if path.is_file())]
-    changed = max(path.lstat().st_ctime for path in files)
-    return datetime.fromtimestamp(changed, UTC) - time_in_name(submission).replace(tzinfo=UTC)
+    changed = max(path.lstat().st_ctime for path in (submission, *submission.rglob("*")))
+    return datetime.fromtimestamp(changed, UTC).replace(tzinfo=None)
 
 
 def is_secret(file):
@@ -446,9 +559,15 @@ class SandboxedKernelManager(AsyncKernelManager):
     async def _async_pre_start_kernel(self, **kwargs):
         """Start in a copy, with an environment that has no tokens and no passwords in it.
 
+        Raises:
+            RuntimeError: such a kernel cannot run there.
+
         In the directory itself the code could put links in the place of what nbgrader writes and copies there
         afterwards, with the grader's rights.
         """
+        if self.kernel_name in NOT_RUN:
+            reason = NOT_RUN[self.kernel_name]
+            raise RuntimeError(f"a notebook for {self.kernel_name!r} cannot be autograded: {reason}")
         scratch = self._scratch.name
         work = Path(scratch, "work")
         if "cwd" in kwargs and not work.exists():
