@@ -86,15 +86,28 @@ link_courses() {
   fi
 }
 
+# Whether a directory takes something more. NFS tells of a full disk or quota at the end of a write only.
+takes_more() {
+  probe=$(mktemp "$1/.start.XXXXXX" 2>/dev/null) || return 1
+  taken=0
+  dd if=/dev/zero of="$probe" bs=64k count=1 conv=fsync 2>/dev/null || taken=1
+  rm -f "$probe" || :
+  return $taken
+}
+
 # Jupyter starts in no home that takes nothing more, and without a server nobody deletes anything there. For this time it has its
-# settings and data in the container. NFS tells of a full disk or quota at the end of a write only.
+# settings and data in the container; or in memory, where the quota counts the container, too: on the main node, if Docker keeps
+# it on the file system of the homes.
 make_do_without_space() {
-  if ! { probe=$(mktemp "$HOME/.start.XXXXXX") && dd if=/dev/zero of="$probe" bs=64k count=1 conv=fsync; } 2>/dev/null; then
-    echo "start.sh: nothing can be written to $HOME; settings are not kept this time." >&2
-    export JUPYTER_CONFIG_DIR=/tmp/full/config JUPYTER_DATA_DIR=/tmp/full/data IPYTHONDIR=/tmp/full/ipython XDG_CACHE_HOME=/tmp/full/cache
-    mkdir -p "$JUPYTER_CONFIG_DIR" "$JUPYTER_DATA_DIR" "$IPYTHONDIR" "$XDG_CACHE_HOME" || :
+  ! takes_more "$HOME" || return 0
+  echo "start.sh: nothing can be written to $HOME; settings are not kept this time." >&2
+  space=/tmp
+  if ! takes_more /tmp; then
+    space=/dev/shm
+    export TMPDIR=$space JUPYTER_RUNTIME_DIR=$space/jupyter-runtime DENO_DIR=$space/deno NB_SQLITE_DIR="${NB_SQLITE_DIR:-$space}"
   fi
-  [ -z "${probe:-}" ] || rm -f "$probe" || :
+  export JUPYTER_CONFIG_DIR=$space/full/config JUPYTER_DATA_DIR=$space/full/data IPYTHONDIR=$space/full/ipython XDG_CACHE_HOME=$space/full/cache
+  mkdir -p "$JUPYTER_CONFIG_DIR" "$JUPYTER_DATA_DIR" "$IPYTHONDIR" "$XDG_CACHE_HOME" || :
 }
 
 [ "$(id -u)" -ne 0 ] || become_user "$@"
