@@ -244,12 +244,12 @@ class Cluster:
                 return service["Spec"]["Name"]
         return None
 
-    def log(self, role: str, seconds: float) -> str:
-        """What a service of the cluster itself, with one task, has said of late."""
+    def log(self, role: str, since: float) -> str:
+        """What a service of the cluster itself, with one task, has said since a time (of time.time())."""
         service = self.service(role)
         node = self.node_of(service)
         # Docker puts each stream of the container into the same one of its own.
-        script = f"docker logs --since {int(seconds) + 1}s {node.container(service)} 2>&1"
+        script = f"docker logs --since {int(since)} {node.container(service)} 2>&1"
         return node.run("sh", "-c", script)
 
     @contextlib.contextmanager
