@@ -102,7 +102,7 @@ def test_an_account_is_locked_archived_removed_and_back_again(
 
 @pytest.mark.disruptive
 def test_a_node_does_not_answer(cluster: Cluster) -> None:
-    """The directory is asked all the same. An account is locked, but nothing is archived that may still be written to."""
+    """The directory is asked. An account is locked, and what may still be written to is not archived."""
     name = f"left-{uuid.uuid4().hex[:6]}"
     assert cluster.accounts("PUT", f"/accounts/{name}", {"groups": []})[0] == 201
     node = cluster.nodes[cluster.groups["workers"][0]]
