@@ -12,6 +12,7 @@ accounts_url, accounts_token: on loopback, the accounts service.
 constraints: in the lab, where all servers start.
 """
 
+import gc
 import json
 import os
 
@@ -24,6 +25,11 @@ constraints = settings.get("constraints", [])
 c = get_config()  # noqa: F821 - JupyterHub's loader provides it
 if settings["deployed"]:
     load_subconfig("/etc/jupyterhub/jupyterhub_config.py")  # noqa: F821
+
+# as in the deployed hub, see there
+gc.collect()
+gc.freeze()
+gc.set_threshold(10_000, 10, 20)
 
 
 class NoProxy(Proxy):

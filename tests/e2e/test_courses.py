@@ -313,10 +313,9 @@ def test_the_gradebook_is_closed_to_students(
     address = gina.run("import socket; print(socket.gethostbyname('gradebook'))").strip()
     connect = "import psycopg2; print(psycopg2.connect({!r}, connect_timeout=5).info.dbname)"
     assert gina.run(connect.format(url)).strip() == "algo1"
+    # With the right password: who reached it would be in. By its address they may reach anybody else.
     for host in ("gradebook", address):
-        with pytest.raises(
-            AssertionError, match=r"could not translate host name|timeout expired|Connection refused"
-        ):
+        with pytest.raises(AssertionError, match="OperationalError"):
             anna.run(connect.format(url.replace("@gradebook", f"@{host}")))
     for other, refusal in (
         (url.removesuffix("algo1") + "db1", "no pg_hba.conf entry"),
