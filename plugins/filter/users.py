@@ -107,6 +107,15 @@ def users_plan(accounts, said, lock="", unlock="", delete="", limit=33):
     }
 
 
+def user_label(name):
+    """Write a user's name as the spawner writes it into labels.
+
+    Args:
+        name (str): user of the hub.
+    """
+    return "".join(char if char.isprintable() else quote(char) for char in name)
+
+
 def users_with_servers(servers, users):
     """Return the users who have servers, as their labels have them.
 
@@ -114,8 +123,7 @@ def users_with_servers(servers, users):
         servers (list[dict]): services and containers as the Docker API has them.
         users (list[str]): users of the hub.
     """
-    # As the spawner writes it.
-    labels = {"".join(char if char.isprintable() else quote(char) for char in name) for name in users}
+    labels = {user_label(name) for name in users}
     found = {(one.get("Spec", one).get("Labels") or {}).get("org.jupyterhub.user") for one in servers}
     return sorted(labels & found)
 
@@ -150,6 +158,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "users_plan": users_plan,
+            "user_label": user_label,
             "users_with_servers": users_with_servers,
             "homes_report": homes_report,
         }
