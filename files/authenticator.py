@@ -777,8 +777,12 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         scope: str,
         search_filter: str,
         attributes: list[str] | None = None,
+        paged: bool = False,
     ) -> dict[str, dict[str, list[str]]]:
         """Search, and return the entries' attributes by DN, with attribute names in lower case.
+
+        With `paged`, all of them, however many the server gives at once. A login needs no pages: it asks for
+        an entry by its DN, or by a name that two of them must not have.
 
         References to other servers among the entries (RFC 4511, 4.5.3), as Active Directory gives them for a
         whole domain, are left out, and what is elsewhere altogether (result code 10) is not found.
@@ -788,7 +792,7 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             DirectoryBrokenError: When the server refuses to search.
         """
         # A server that knows no pages gives all that it would give at once.
-        paging = {"paged_size": PAGE} if scope == ldap3.SUBTREE else {}
+        paging = {"paged_size": PAGE} if paged else {}
         found: dict[str, dict[str, list[str]]] = {}
         while True:
             self._ask(connection, base, scope, search_filter, attributes or [ldap3.NO_ATTRIBUTES], **paging)

@@ -100,7 +100,9 @@ class Census:
         Raises:
             DirectoryBrokenError: When the entries may not be all there are.
         """
-        found = self.authenticator._search(self.connection, base, scope, search_filter, attributes)
+        found = self.authenticator._search(
+            self.connection, base, scope, search_filter, attributes, paged=scope == ldap3.SUBTREE
+        )
         if self.connection.result["result"] != results.RESULT_SUCCESS:
             raise DirectoryBrokenError(
                 f"a search below {base or 'the top'} gives {self.connection.result['description']}"

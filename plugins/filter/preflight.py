@@ -552,8 +552,8 @@ def registry_problems(inventory: Inventory) -> Iterator[str]:
     outside = [host for host in inventory.group("builder") if host not in inventory.nodes]
     if outside and not inventory.value("firewall_registry_clients"):
         yield (
-            f"The builder {names(outside)} is no node, and firewall_registry_clients does not have its "
-            "address: it could not push images into the registry."
+            f"The builder {names(outside)} is no node, and firewall_registry_clients does not have the "
+            "address from which it comes: it could not push images into the registry."
         )
 
 

@@ -162,6 +162,8 @@ class Cluster:
     def interrupted_playbook(self, name: str, moment: str, *arguments: str) -> None:
         """Run one of the playbooks until it prints a text, and kill it then, as the machine's end would."""
         command, options = self._playbook(name, *arguments)
+        # Else a task's name comes with its first result, and not before it begins.
+        options["env"]["ANSIBLE_DISPLAY_SKIPPED_HOSTS"] = "true"
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         with subprocess.Popen(command, **options, **pipes, start_new_session=True) as running:
             said = []

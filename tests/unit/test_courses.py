@@ -649,6 +649,10 @@ def test_feedback_has_no_hidden_tests(exchange):
             {"output_type": "error", "ename": "AssertionError", "evalue": "", "traceback": ["AssertionError"]}
         ],
     }
+    forged = {"source": tests, "outputs": [{**error, "ename": "assert f(21)"}]}
+    assert hide.preprocess_cell(forged, {}, 0)[0]["outputs"] == [
+        {"output_type": "error", "ename": "Error", "evalue": "", "traceback": ["Error"]}
+    ]
     other = {"source": "f(2)", "outputs": [dict(error), warning]}
     assert hide.preprocess_cell(dict(other), {}, 0)[0] == other
     text = {"source": "### BEGIN HIDDEN TESTS\nwith no end"}

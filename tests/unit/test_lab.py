@@ -54,6 +54,7 @@ def question(tmp_path: Path) -> dict:
         "uplink": "eth0",
         "nameservers": ["192.0.2.53"],
         "kernel_digest": "abc",
+        "builder": True,
     }
 
 
@@ -193,6 +194,7 @@ def test_no_disk(ask, question, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(check_host.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=5 * GIB))
     needed = f"on the file system of {tmp_path}, and 5.0 GiB are free."
     assert ask() == [f"The lab needs 22.0 GiB {needed}"]
+    assert ask(builder=False) == [f"The lab needs 18.0 GiB {needed}"]
     kernel = Path(question["cache_dir"], "kernel/linux-7.1-1-abc")
     image = Path(question["cache_dir"], "image/node-0123.ext4")
     disks = [Path(question["state_dir"], "nodes", node, "disk") for node in ("node1", "node2")]

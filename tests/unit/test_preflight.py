@@ -168,8 +168,8 @@ BAD_VARIABLES = {
     ),
     "builder outside": (
         {"firewall_registry_clients": []},
-        "The builder localhost is no node, and firewall_registry_clients does not have its address: it could "
-        "not push images into the registry.",
+        "The builder localhost is no node, and firewall_registry_clients does not have the address from "
+        "which it comes: it could not push images into the registry.",
     ),
     "boolean as text": (
         {"hub_named_servers": "no"},

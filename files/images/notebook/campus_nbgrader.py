@@ -14,6 +14,7 @@ who guess its name, and belongs to whoever it says it belongs to. Here each stud
 The hub says in the environment which course a server is for (files/courses.py).
 """
 
+import builtins
 import errno
 import os
 import re
@@ -165,7 +166,9 @@ class WithoutHiddenTests(ClearHiddenTests):
             cell["source"] = shown
             errors = [output for output in cell.get("outputs", []) if output["output_type"] == "error"]
             for error in errors:
-                error["evalue"], error["traceback"] = "", [error["ename"] or "Error"]
+                # A name that the student's code has made may quote as well.
+                name = error["ename"] if hasattr(builtins, error["ename"]) else "Error"
+                error["ename"], error["evalue"], error["traceback"] = name, "", [name]
             if "outputs" in cell:
                 cell["outputs"] = errors
         return cell, resources

@@ -143,7 +143,7 @@ def disk(question: dict) -> list[str]:
         need(cache, KERNEL_BYTES)
     if not any(Path(cache, "image").glob("node-*.ext4")):
         need(cache, IMAGE_BYTES)
-    if not Path(cache, "builder", "data").is_dir():
+    if question["builder"] and not Path(cache, "builder", "data").is_dir():
         need(cache, BUILDER_BYTES)
     new = sum(not Path(state, "nodes", name, "disk").exists() for name in question["nodes"])
     need(state, new * NODE_BYTES)
