@@ -98,9 +98,13 @@ def test_no_secret_is_in_a_definition(cluster: Cluster) -> None:
     configs = json.loads(cluster.docker("config", "inspect", *ids))
     definitions = [base64.b64decode(config["Spec"]["Data"]).decode() for config in configs]
     definitions.append(json.dumps(cluster.services(), ensure_ascii=False))
-    secrets = cluster.inventory.path / "secrets"
-    values = [path.read_text().strip() for path in secrets.iterdir() if path.suffix == ""]
+    files = [path for path in (cluster.inventory.path / "secrets").rglob("*") if path.is_file()]
+    values = [path.read_text().strip() for path in files if path.suffix == ""]
+    # Of a private key one line is enough.
+    keys = [path.read_text().splitlines()[1] for path in files if path.suffix == ".key"]
     assert values
+    assert keys
+    values += keys
     values += [user["password"] for user in cluster.value("directory_users", [])]
     values += filter(None, [cluster.value("hub_ldap_search_password")])
     assert [value for value in values if any(value in text for text in definitions)] == []
