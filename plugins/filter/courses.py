@@ -318,5 +318,6 @@ class FilterModule:
             "course_kernels": course_kernels,
             "gradebook_passwords": gradebook_passwords,
             "is_quota": is_quota,
+            "is_size": is_size,
             "quotas": quotas,
         }

@@ -89,6 +89,14 @@ def names(hosts: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
+def variable(variables: Mapping, name: str, default=None):
+    """Return a host's variable, or the default when it is not set or cannot be evaluated yet."""
+    try:
+        return variables[name] or default
+    except Exception:  # whatever a template raises
+        return default
+
+
 def node_address(variables: Mapping) -> str:
     """Return the address under which the other nodes reach a node.
 
@@ -98,13 +106,34 @@ def node_address(variables: Mapping) -> str:
     Returns:
         `swarm_address`, else `ansible_host`, else its name.
     """
-    for name in ("swarm_address", "ansible_host", "inventory_hostname"):
-        try:
-            if variables[name]:
-                return str(variables[name])
-        except Exception:  # noqa: S112 -- not set, or a template that cannot be evaluated yet
-            continue
-    return ""
+    names = ("swarm_address", "ansible_host", "inventory_hostname")
+    return next((str(value) for name in names if (value := variable(variables, name))), "")
+
+
+def node_addresses(variables: Mapping) -> list[str]:
+    """Return all addresses of a node that the inventory knows.
+
+    Args:
+        variables: The node's variables.
+
+    Returns:
+        That of `node_address`, and `ansible_host` unless it is a name.
+    """
+    host = str(variable(variables, "ansible_host", ""))
+    return list(dict.fromkeys([node_address(variables), *([host] if is_address(host) else [])]))
+
+
+def node_ssh_ports(variables: Mapping) -> list[int]:
+    """Return the TCP ports at which a node's SSH server is reached.
+
+    Args:
+        variables: The node's variables.
+
+    Returns:
+        Ansible's own, and `firewall_ssh_port` where that is another one.
+    """
+    own = int(variable(variables, "ansible_port", 22))
+    return list(dict.fromkeys([own, int(variable(variables, "firewall_ssh_port", own))]))
 
 
 class Inventory:
@@ -246,6 +275,11 @@ def address_problems(inventory: Inventory) -> Iterator[str]:
                 f"The address of {host} is {address!r}: set swarm_address to the IP address that the "
                 "other nodes use."
             )
+        elif ipaddress.ip_address(address).version == 6:
+            yield (
+                f"The address of {host} is {address}: the nodes reach each other by IPv4. Set swarm_address "
+                "to such an address."
+            )
         elif ipaddress.ip_address(address).is_loopback or ipaddress.ip_address(address).is_unspecified:
             yield f"The address of {host} is {address}, which other nodes cannot reach: set swarm_address."
     for address, hosts in by_address.items():
@@ -377,7 +411,9 @@ def value_problems(inventory: Inventory, name: str) -> Iterator[str]:
         result = ArgumentSpecValidator({name: spec}).validate({name: plain(value)})
         for error in result.errors.errors:
             if isinstance(error, ArgumentTypeError):
-                shown = "no" if SECRET_NAME.search(name) else f"{value!r}, which is no"
+                # who writes a mapping for a list may have written passwords into it
+                hidden = SECRET_NAME.search(name) or isinstance(value, (Mapping, list, tuple))
+                shown = "no" if hidden else f"{value!r}, which is no"
                 yield f"{name} is {shown} {option['type']}{where}."
             elif isinstance(error, ElementError):
                 yield f"{name} has an element that is no {option['elements']}{where}."
@@ -752,6 +788,8 @@ class FilterModule:
         """Return name → function."""
         return {
             "node_address": node_address,
+            "node_addresses": node_addresses,
+            "node_ssh_ports": node_ssh_ports,
             "preflight_problems": preflight_problems,
             "preflight_warnings": preflight_warnings,
             "preflight_specs": preflight_specs,

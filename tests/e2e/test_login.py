@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -11,6 +13,8 @@ import pytest
 import requests
 from cluster import Cluster
 from hub import HubUser, LoginRefused, SpawnFailed, login_message
+from inventory import ROOT
+from rendering import Renderer, fill
 
 # Students of tests/inventories/*/group_vars/all/odd_names.yml, of whom the hub makes users.
 ODD_NAMES = ["o'brien", "Jörg", "a.b+c@example.org", "-rf", "root", "12345", "x" * 200]
@@ -137,6 +141,20 @@ def test_an_odd_name_has_a_home_of_its_own(cluster: Cluster, obrien: HubUser) ->
     ids = {"uid": account["uid"], "gid": account["gid"]}
     assert cluster.storage.stat(f"{home}/odd.txt") == {**ids, "mode": "660"}
     assert cluster.storage.stat(home) == {**ids, "mode": "700"}
+
+
+def test_the_edge_understands_what_no_cluster_here_has(cluster: Cluster, tmp_path: Path) -> None:
+    """Certificates by ACME, from an authority of the site's own: nobody to ask, but the file can be read."""
+    renderer = Renderer("tests/inventories/variants", fill(tmp_path))
+    text = renderer.render(ROOT / "roles/edge/templates/Caddyfile.j2", renderer.hosts[0])
+    assert "acme_ca " in text
+    node = cluster.node_of(cluster.service("edge"))
+    container = node.run("docker", "ps", "--quiet", "--filter", "name=edge").split()[0]
+    command = ("caddy", "adapt", "--adapter", "caddyfile", "--config", "-")
+    read = node.run("docker", "exec", "--interactive", container, *command, stdin=text)
+    issuer = json.loads(read)["apps"]["tls"]["automation"]["policies"][0]["issuers"][0]
+    assert issuer["module"] == "acme"
+    assert issuer["ca"] in text
 
 
 def test_the_edge_tells_no_more_than_needed(cluster: Cluster) -> None:

@@ -178,7 +178,7 @@ BAD_VARIABLES = {
     "text for a number": ({"hub_uid": "many"}, "hub_uid is 'many', which is no int."),
     "dictionary for a list": (
         {"hub_ldap_servers": {"a": 1}},
-        "hub_ldap_servers is {'a': 1}, which is no list.",
+        "hub_ldap_servers is no list.",
     ),
     "text in a list": ({"directory_users": ["alice"]}, "directory_users has an element that is no dict."),
     "unknown value": (
@@ -327,6 +327,24 @@ def test_a_name_that_is_no_host_name():
     assert found == ["'node_4' cannot be the name of a node: letters, digits, hyphens and dots only."]
 
 
+def test_nodes_reach_each_other_by_ipv4():
+    found = problems(hosts={"node2": {"swarm_address": "2001:db8::12"}})
+    assert found == [
+        "The address of node2 is 2001:db8::12: the nodes reach each other by IPv4. Set swarm_address to such "
+        "an address."
+    ]
+
+
+def test_all_addresses_and_ssh_ports_of_a_node():
+    node = {"inventory_hostname": "n", "ansible_host": "192.0.2.1", "swarm_address": "10.0.0.1"}
+    assert preflight.node_addresses(node) == ["10.0.0.1", "192.0.2.1"]
+    assert preflight.node_addresses({**node, "ansible_host": "n.example.org"}) == ["10.0.0.1"]
+    assert preflight.node_addresses({"inventory_hostname": "192.0.2.9"}) == ["192.0.2.9"]
+    assert preflight.node_ssh_ports(node) == [22]
+    assert preflight.node_ssh_ports({**node, "ansible_port": "2222"}) == [2222]
+    assert preflight.node_ssh_ports({**node, "ansible_port": 2222, "firewall_ssh_port": 22}) == [2222, 22]
+
+
 def test_renamed_variables_tell_their_new_name():
     found = problems({"hub_ldap_url": "x"}, renamed={"hub_ldap_url": "use hub_ldap_servers"})
     assert found == ["hub_ldap_url is no longer a variable: use hub_ldap_servers."]
@@ -373,8 +391,11 @@ def test_a_template_that_cannot_be_evaluated_yet_is_no_problem():
 
 
 def test_passwords_are_never_repeated():
-    found = problems({"hub_ldap_search_password": ["s3cret"], "site_password": "changeme"})
-    assert found
+    user = {"name": "alice", "password": "s3cret"}
+    found = problems(
+        {"hub_ldap_search_password": ["s3cret"], "site_password": "changeme", "directory_users": user}
+    )
+    assert len(found) == 3
     assert "s3cret" not in str(found)
     assert "changeme" not in str(found)
 
@@ -572,6 +593,19 @@ RULES = {
         {"campus_directory": True, "directory_groups": [{"name": "students", "members": ["zoe"]}]},
         "directory_groups has members that are not in directory_users: zoe",
     ),
+    "networks": (
+        {"network_notebook_subnet": "172.20.5.0/24"},
+        "which needs a /23: more than network_notebook_subnet 172.20.5.0/24 holds",
+    ),
+    "sizes": (
+        {"hub_notebook_memory_guarantee": "512m"},
+        "hub_notebook_memory_guarantee is 512m, which is no size such as 512M",
+    ),
+    "a size in bytes": (
+        {"hub_notebook_memory_limit": 1073741824},
+        "hub_notebook_memory_limit is 1073741824, which is no size",
+    ),
+    "no sizes": ({"hub_notebook_memory_limit": "", "hub_notebook_memory_guarantee": ""}, None),
     "hub": ({"hub_notebook_image": "nonesuch"}, "and hub_course_grader_image name nonesuch"),
     "courses": ({"courses": [{"name": "Algo 1"}]}, "courses: 'Algo 1' is no name: small letters"),
     "edge": ({"edge_tls": "site", "edge_key": ""}, "edge_certificate and edge_key must hold"),

@@ -5,24 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from ansible.template import Templar, trust_as_template
 from authenticator import CampusLDAPAuthenticator
 from courses import CourseSpawner
-from inventory import ROOT, Inventory
+from inventory import ROOT
 from jupyterhub.app import JupyterHub
 from jupyterhub.auth import Authenticator
 from jupyterhub.crypto import CryptKeeper
 from jupyterhub.proxy import ConfigurableHTTPProxy
 from jupyterhub.spawner import Spawner
 from ldapauthenticator import LDAPAuthenticator
+from rendering import STACKS, TEMPLATES, Renderer, fill
 from spawner import NfsSwarmSpawner
 from traitlets.config import Application, Config
 
@@ -31,14 +31,6 @@ INVENTORIES = sorted(
     for pattern in ("inventories/*/hosts.yml", "tests/inventories/*/hosts.yml")
     for path in ROOT.glob(pattern)
 )
-TEMPLATES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("roles/*/templates/**/*.j2"))
-# Tasks that deploy a stack: what they pass to the role `stack`, by role and name of the stack.
-STACKS = {
-    f"{path.relative_to(ROOT).parts[1]}/{task['vars']['stack_name']}": task["vars"]
-    for path in sorted(ROOT.glob("roles/*/tasks/*.yml"))
-    for task in yaml.safe_load(path.read_text()) or []
-    if (task.get("ansible.builtin.include_role") or {}).get("name") == "campus.jupyterhub.stack"
-}
 # What belongs to one inventory and must not turn up in another's files.
 OWN_WORDS = {
     "inventories/lab": ["198.51.100.", "dc=campus,dc=example"],
@@ -46,97 +38,6 @@ OWN_WORDS = {
     "tests/inventories/two_nodes": ["198.18.52.", "dc=school,dc=test", "alpha", "beta"],
     "inventories/production": ["192.0.2.11", "jupyterhub.example.org"],
 }
-# What tasks find out on the servers.
-FOUND_OUT: dict[str, Any] = {
-    "ansible_managed": "Ansible managed",
-    "ansible_facts": {
-        "distribution": "Debian",
-        "distribution_major_version": "13",
-        "distribution_release": "trixie",
-        "architecture": "x86_64",
-        "default_ipv4": {"interface": "eth0", "address": "192.0.2.250"},
-        "default_ipv6": {},
-    },
-}
-IMAGES = (
-    *("base", "registry", "nfs", "accounts", "directory", "database", "edge", "docker-api", "proxy", "hub"),
-    *("notebook", "notebook-teacher"),
-)
-
-
-class Renderer:
-    """Renders one role's templates for one inventory, with what the role sees in a deployment."""
-
-    def __init__(self, inventory: str, certificates: Path) -> None:
-        """Read the inventory; the secrets are those of a directory made for the test."""
-        self._inventory = Inventory(ROOT / inventory, extra={"certificates_dir": str(certificates)})
-        self.hosts = self._inventory.groups["swarm"]
-
-    def templar(self, roles: list[str], host: str, **more: Any) -> Templar:
-        """An evaluator with what the last role sees when the others before it have included it."""
-        variables: dict[str, Any] = {}
-        for source in (
-            *(ROOT / "roles" / role / "defaults/main.yml" for role in roles),
-            ROOT / "playbooks/vars/wiring.yml",
-            *(ROOT / "roles" / role / "vars/main.yml" for role in roles),
-        ):
-            if source.exists():
-                variables |= self._inventory.load(source)
-        images = {*IMAGES, *(image["name"] for image in self._inventory.value(host, "images_extra", []))}
-        references = {key: f"registry.test:5000/campus/{key}@sha256:{'0' * 64}" for key in images}
-        variables |= {
-            **FOUND_OUT,
-            "images_refs": references,
-            "images_registry_image": "registry.test:5000/campus/registry:0",
-            "role_path": str(ROOT / "roles" / roles[-1]),
-            "ansible_search_path": [str(ROOT / "roles" / role) for role in roles],
-        }
-        return self._inventory.templar(host, **{**variables, **more})
-
-    def render(self, template: Path, host: str) -> str:
-        """The file as the host gets it."""
-        templar = self.templar([template.relative_to(ROOT).parts[1]], host)
-        overrides = {"trim_blocks": True, "lstrip_blocks": False}
-        templar.environment.loader.searchpath = [str(template.parent)]
-        text = trust_as_template(template.read_text())
-        with templar.set_temporary_context(**overrides):
-            return str(templar.template(text, convert_data=False, preserve_trailing_newlines=True))
-
-    def stack(self, stack: str, host: str) -> str:
-        """The compose file as the manager gets it."""
-        volumes = self.templar(["volumes"], host).template(trust_as_template("{{ __volumes_all }}"))
-        passed = {"volumes_stack": volumes, **trusted(STACKS[stack])}
-        templar = self.templar([stack.partition("/")[0], "stack"], host, **passed)
-        return str(templar.template(trust_as_template("{{ __stack_content }}")))
-
-    def everything(self) -> Iterator[tuple[str, str]]:
-        """Each file for each kind of host, with a name."""
-        for host in sorted({self.hosts[0], self.hosts[-1]}):
-            for template in TEMPLATES:
-                yield f"{template} on {host}", self.render(ROOT / template, host)
-            for stack in STACKS:
-                yield f"{stack} on {host}", self.stack(stack, host)
-
-
-def trusted(value: Any) -> Any:
-    """Let the expressions within a value be evaluated."""
-    if isinstance(value, dict):
-        return {key: trusted(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [trusted(item) for item in value]
-    return trust_as_template(value) if isinstance(value, str) else value
-
-
-def fill(directory: Path) -> Path:
-    """Make stand-ins for the generated secrets, so that a missing one is an error here."""
-    for name in ("accounts_token", "crypt_key", "database_password", "gradebook_key", "proxy_token"):
-        (directory / name).write_text(f"{name}-content")
-    for name in ("ca", "edge", "registry", "registry-client", "directory"):
-        for kind in ("crt", "key"):
-            (directory / f"{name}.{kind}").write_text(
-                f"-----BEGIN {name}-----\n{kind}\n-----END {name}-----\n"
-            )
-    return directory
 
 
 def digests(inventory: str, certificates: str) -> dict[str, str]:
@@ -237,6 +138,18 @@ def test_every_mount_names_another_port_of_the_storage(certificates: Path) -> No
     assert "port=20490," in renderer.stack("hub/jupyterhub", host)
     config = renderer.render(ROOT / "roles/hub/templates/jupyterhub_config.py.j2", host)
     assert "c.NfsSwarmSpawner.nfs_port = 20490" in config
+
+
+def test_notebooks_reach_no_nodes_ssh_at_any_address(certificates: Path) -> None:
+    """Those between the nodes and Ansible's own, and each SSH server's port."""
+    renderer = Renderer("tests/inventories/variants", certificates)
+    for host in (renderer.hosts[0], renderer.hosts[-1]):
+        text = renderer.render(ROOT / "roles/firewall/templates/campus.nft.j2", host)
+        closed = re.search(r"set closed_ip {.*?elements = { (.*?) }", text, re.DOTALL)[1].split(", ")
+        assert {"10.1.0.1", "10.1.0.4", "10.1.0.5", "192.0.2.1", "192.0.2.5"} <= set(closed)
+        assert "ip daddr @closed_ip tcp dport { 22, 2222, 5000 } counter drop" in text
+        trusted = re.search(r"set nodes_ip {.*?elements = { (.*?) }", text, re.DOTALL)[1].split(", ")
+        assert "192.0.2.1" not in trusted
 
 
 def test_an_inventory_gives_the_same_files_in_every_run(certificates: Path) -> None:
