@@ -18,8 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
+from ansible.template import Templar, trust_as_template
 
-FILES = Path(__file__).resolve().parents[2] / "roles/lab/files"
+ROLE = Path(__file__).resolve().parents[2] / "roles/lab"
+FILES = ROLE / "files"
 GIB = 1 << 30
 
 
@@ -95,7 +98,8 @@ def ask(
 ) -> Callable[..., list[str]]:
     """A function that asks the whole script, with changes to the question, and returns its answer."""
 
-    def answer(**changes: object) -> list[str]:
+    def answer(verb: str = "up", **changes: object) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["check_host.py", verb])
         monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(question | changes)))
         check_host.main()
         return json.loads(capsys.readouterr().out)
@@ -177,16 +181,72 @@ def test_no_memory(ask, proc) -> None:
     assert problem.startswith("3 nodes of 2560M need 7.5 GiB of memory, and 7.0 GiB are free:")
 
 
-def test_nodes_that_run_need_no_more_memory(ask, proc) -> None:
-    """One of another lab is another one, whatever its name."""
-    (proc / "meminfo").write_text(f"MemAvailable: {4 << 20} kB\n", encoding="ascii")
-    for pid, lab, node in [(10, "lab", "node1"), (11, "lab", "node2"), (12, "other", "node3")]:
+def run_nodes(proc: Path, *nodes: tuple[str, str, str]) -> None:
+    """Have nodes run in a /proc: the lab's name, the node's and the directory of the lab's files of each."""
+    for pid, (lab, node, state_dir) in enumerate(nodes, 10):
+        arguments = ["linux", f"umid=campus-{lab}-{node}", f"ubd0={state_dir}/nodes/{node}/disk", "rw", ""]
         (proc / str(pid)).mkdir()
-        (proc / str(pid) / "cmdline").write_text(f"linux\0umid=campus-{lab}-{node}\0", encoding="ascii")
+        (proc / str(pid) / "cmdline").write_text("\0".join(arguments), encoding="ascii")
+
+
+def test_nodes_that_run_need_no_more_memory(ask, proc, question) -> None:
+    """One of another lab is another one, whatever its name."""
+    here = question["state_dir"]
+    (proc / "meminfo").write_text(f"MemAvailable: {4 << 20} kB\n", encoding="ascii")
+    run_nodes(proc, ("lab", "node1", here), ("lab", "node2", here), ("other", "node3", "/elsewhere"))
     assert ask() == []
     (proc / "11/cmdline").unlink()
     (problem,) = ask()
     assert problem.startswith("2 nodes of 2560M need 5.0 GiB of memory, and 4.0 GiB are free:")
+
+
+@pytest.mark.parametrize("verb", ["up", "down"])
+def test_another_lab_of_the_same_name(ask, proc, question, verb) -> None:
+    """It is the only thing said, also of nodes that this lab does not have; `lab` is not `lab2`."""
+    here, there = question["state_dir"], "/home/else/.local/state/campus-jupyterhub/lab"
+    run_nodes(proc, ("lab", "node1", here), ("lab2", "node1", there), ("lab", "node9", there))
+    (proc / "20").mkdir()
+    (proc / "20/cmdline").write_text("pgrep\0-f\0umid=campus-lab-node1\0", encoding="ascii")
+    (proc / "meminfo").write_text("MemAvailable: 0 kB\n", encoding="ascii")
+    assert ask(verb) == [
+        f"Another lab named 'lab' runs on this machine, started from another directory, {there}: "
+        "end it there with `make lab-down` as the user who started it, "
+        "or give this lab another lab_name and lab_subnet."
+    ]
+    (proc / "12/cmdline").unlink()
+    assert ask("down") == []
+
+
+def test_a_directory_that_only_begins_alike_is_another(ask, proc, question) -> None:
+    run_nodes(proc, ("lab", "node1", question["state_dir"] + "2"))
+    (problem,) = ask("down")
+    assert f"started from another directory, {question['state_dir']}2: " in problem
+
+
+def test_the_processes_own_words_tell_whose_a_node_is(spawn, tmp_path) -> None:
+    """The script as tasks/down.yml runs it, on this machine's own /proc."""
+    lab = f"t{os.getpid()}"
+    spawn(*SLEEP, f"umid=campus-{lab}-node1", f"ubd0={tmp_path}/nodes/node1/disk")
+
+    def down(state_dir: str) -> list[str]:
+        question = json.dumps({"name": lab, "state_dir": state_dir})
+        command = [FILES / "check_host.py", "down"]
+        done = subprocess.run(command, input=question, check=True, capture_output=True, text=True)
+        return json.loads(done.stdout)
+
+    wait_until(lambda: down("/another"))
+    assert f"started from another directory, {tmp_path}: " in down("/another")[0]
+    assert down(str(tmp_path)) == []
+
+
+def test_nothing_is_taken_away_before_the_check() -> None:
+    check, refusal, *rest = yaml.safe_load((ROLE / "tasks/down.yml").read_text(encoding="utf-8"))
+    assert check["ansible.builtin.command"]["argv"][1:] == ["down"]
+    assert (check["changed_when"], check["check_mode"]) == (False, False)
+    assert f"{check['register']}.stdout" in refusal["vars"]["__lab_problems"]
+    assert "ansible.builtin.assert" in refusal
+    assert "when" not in check | refusal
+    assert rest
 
 
 def test_no_disk(ask, question, monkeypatch, tmp_path) -> None:
@@ -377,6 +437,30 @@ def test_a_process_that_ends_at_once_says_why(tmp_path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as raised:
         bring("started", spec)
     assert raised.value.stderr.startswith(f"node1 ended at once. The end of {tmp_path}/log: no such disk")
+
+
+# --- packages -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("distribution", "release", "packages"),
+    [
+        ("Debian", "12", ["docker.io"]),
+        ("Debian", "13", ["docker.io", "docker-cli"]),
+        ("Debian", "14", ["docker.io", "docker-cli"]),
+        ("Ubuntu", "24", ["docker.io"]),
+    ],
+)
+def test_the_builder_has_its_client(distribution, release, packages) -> None:
+    """On Debian 13 `docker` is in a package that docker.io only recommends; before there was none."""
+    variables = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))
+    wanted = {
+        name: trust_as_template(variables[name])
+        for name in ("__lab_builder_packages", "__lab_host_splits_docker")
+    }
+    facts = {"distribution": distribution, "distribution_major_version": release}
+    templar = Templar(variables={**wanted, "ansible_facts": facts})
+    assert templar.template(wanted["__lab_builder_packages"]) == packages
 
 
 # --- build-kernel -------------------------------------------------------------------------------------------

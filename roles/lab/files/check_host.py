@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Say what stands in the way of a lab on this machine, before anything is changed.
+"""Say what stands in the way of a lab on this machine, or of ending it, before anything is changed.
 
-The question is JSON on standard input (see tasks/preflight.yml), the answer a JSON list of sentences, empty
-when all is well. Runs as the ordinary user and changes nothing.
+    check_host.py up|down
+
+The question is JSON on standard input (see tasks/preflight.yml and, for ``down``, tasks/down.yml), the answer
+a JSON list of sentences, empty when all is well. Changes nothing, and needs no root.
 """
 
+import argparse
 import contextlib
 import ipaddress
 import json
@@ -101,15 +104,43 @@ def tun(_question: dict) -> list[str]:
     return ["There is no /dev/net/tun, on which the nodes' network cards rest: load the kernel module tun."]
 
 
-def running(question: dict) -> set[str]:
-    """Return the names of the lab's nodes that run already."""
-    marks = {f"umid=campus-{question['name']}-{name}": name for name in question["nodes"]}
-    found = set()
+def living(lab: str) -> list[tuple[str, str]]:
+    """Return the names and disks of the nodes that run in all labs of one name, whoever started them."""
+    prefix, found = f"campus-{lab}-", []
     for path in PROC.glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             arguments = path.read_bytes().decode(errors="replace").split("\0")
-            found |= {marks[argument] for argument in arguments if argument in marks}
+            values = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+            if values.get("umid", "").startswith(prefix) and "ubd0" in values:
+                found.append((values["umid"].removeprefix(prefix), values["ubd0"]))
     return found
+
+
+def is_own(question: dict, disk: str) -> bool:
+    """Say whether a disk is this lab's, as processes.py does: the same directory in other words is not."""
+    return disk.startswith(f"{question['state_dir']}/nodes/")
+
+
+def others(question: dict) -> list[str]:
+    """Check that no lab of this name runs whose files are elsewhere: the two would share one network.
+
+    Args:
+        question: The lab's ``name`` and ``state_dir``.
+    """
+    nodes = living(question["name"])
+    found = {disk.removesuffix(f"/nodes/{node}/disk") for node, disk in nodes if not is_own(question, disk)}
+    if not found:
+        return []
+    return [
+        f"Another lab named '{question['name']}' runs on this machine, started from another directory, "
+        f"{' and '.join(sorted(found))}: end it there with `make lab-down` as the user who started it, "
+        "or give this lab another lab_name and lab_subnet."
+    ]
+
+
+def running(question: dict) -> set[str]:
+    """Return the names of the lab's own nodes that run already."""
+    return {node for node, disk in living(question["name"]) if is_own(question, disk)}
 
 
 def memory(question: dict) -> list[str]:
@@ -229,12 +260,17 @@ def unchanged(question: dict) -> list[str]:
 
 def main() -> None:
     """Read the question, print the answer."""
-    question = json.load(sys.stdin)
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
+    parser = argparse.ArgumentParser(description="Say what stands in the way of a lab, or of ending it.")
+    parser.add_argument("verb", choices=["up", "down"])
+    verb, question = parser.parse_args().verb, json.load(sys.stdin)
+    if verb == "down":
+        problems = others(question)
+    elif platform.system() != "Linux" or platform.machine() != "x86_64":
         here = f"{platform.system()} on {platform.machine()}"
         problems = [f"The lab runs on Linux on x86-64 only, and this is {here}."]
     else:
-        problems = settings(question)
+        # Beside another lab of this name, the rest would only confuse.
+        problems = settings(question) or others(question)
         if not problems:
             checks = (rights, tun, memory, disk, subnet, uplink, unchanged)
             problems = [problem for check in checks for problem in check(question)]
