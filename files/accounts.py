@@ -351,7 +351,7 @@ def derived_name(name: str) -> str:
 
 
 def retired_name(number: int) -> str:
-    """Returns the name of the group that keeps a number which was an account's from being given out again."""
+    """Returns the name of the group that keeps a number which was an account's from being given to others."""
     return f"retired-{number}"
 
 
@@ -412,6 +412,12 @@ class Group:
         """A line in group: of the group itself, or of one membership."""
         info = "x" if self.name == self.line_name else quote(self.name, safe="")
         return f"{self.line_name}:{info}:{self.gid}:{member}\n"
+
+
+def retired_group(account: Account) -> Group:
+    """Returns the group that keeps an account's number from being given to others, and says whose it was."""
+    name = retired_name(account.uid)
+    return Group(f"{name} {account.account}", name, account.uid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1055,7 +1061,9 @@ class Store:
             RefusedError: somebody has, or the files cannot be read.
         """
         own = re.compile(rf"^{re.escape(account.account)}:.*\n".encode(), re.MULTILINE)
-        retired = re.compile(rf"^{retired_name(account.uid)}:.*\n".encode(), re.MULTILINE)
+        # the number that it has, and those that it once had
+        left = rf"{retired_name(account.uid)}:|retired-(\d+):retired-\1%20{re.escape(account.account)}:"
+        retired = re.compile(rf"^(?:{left}).*\n".encode(), re.MULTILINE)
         try:
             passwd, group = own.sub(b"", self.passwd.read_bytes()), own.sub(b"", self.group.read_bytes())
         except OSError as error:
@@ -1068,7 +1076,7 @@ class Store:
         """Gives an account other numbers. The caller holds the lock, and does it again after a crash.
 
         The old UID stays taken, as the GID of a group without members: what a backup brings back under it is
-        nobody else's.
+        nobody else's. Only the account itself may have it again.
 
         Args:
             account: The account with its old numbers.
@@ -1079,11 +1087,13 @@ class Store:
             OSError: a file cannot be written. Each is the old or the new one.
         """
         moved = Account(account.username, account.account, uid, gid)
-        retired = f"{retired_name(account.uid)}:x:{account.uid}:\n"
+        retired = retired_group(account).line()
         own = f"{account.account}:x:{account.uid}:\n"
         groups = self.group.read_text(encoding="utf-8").splitlines(keepends=True)
         if uid != account.uid:
-            groups = [line for line in groups if line not in (own, retired)] + [retired]
+            again = f"{retired_name(uid)}:"
+            groups = [line for line in groups if line not in (own, retired) and not line.startswith(again)]
+            groups.append(retired)
         private = f"{account.account}:x:{gid}:\n"
         if uid == gid and private not in groups:
             groups.append(private)

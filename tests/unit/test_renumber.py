@@ -322,8 +322,24 @@ def test_interrupted_anywhere_and_done_again(site: Site, monkeypatch, change: st
     site.step("finish", gid=gid)
     assert site.owners() == expected(before, gid or NEW)
     assert not site.step("plan", gid=gid)["pending"]
-    retired = f"{accounts.retired_name(OLD)}:x:{OLD}:"
+    retired = f"{accounts.retired_name(OLD)}:retired-{OLD}%20alice:{OLD}:"
     assert site.group.read_text().splitlines().count(retired) == 1
+
+
+def test_back_to_a_former_number(site: Site) -> None:
+    """The directory was wrong once: the account may have its own number again, and nobody else may."""
+    before = site.owners()
+    for uid in (NEW, OLD, NEW, OLD):
+        for step in ("begin", "finish"):
+            site.step(step, uid=uid)
+    assert site.owners() == before
+    with pytest.raises(accounts.RefusedError, match="was an account's once"):
+        site.step("plan", user="bob", uid=NEW)
+    lines = site.group.read_text().splitlines()
+    assert [line for line in lines if line.startswith("retired-")] == [
+        f"retired-{NEW}:retired-{NEW}%20alice:{NEW}:"
+    ]
+    assert lines.count(f"alice:x:{OLD}:") == 1
 
 
 @pytest.mark.parametrize(
