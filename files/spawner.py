@@ -42,9 +42,11 @@ from docker.types import (
     TaskTemplate,
 )
 from dockerspawner import SwarmSpawner
+from jupyterhub import orm
 from jupyterhub.spawner import SpawnException
 from requests.adapters import HTTPAdapter
 from requests.exceptions import RequestException
+from sqlalchemy.exc import SQLAlchemyError
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from traitlets import (
     Bool,
@@ -69,6 +71,7 @@ ASK_AGAIN = 2  # seconds between two questions to a node whether it is there
 OLD_NEWS = 60  # seconds after which the swarm itself knows of a lost node, or of one that is back
 REASON_FIRST = 2  # seconds for which a failed start's removal may hold up the reason
 REMOVE_AGAIN = [2, 4, 8, 16, 30, 60, 120, 240]  # seconds between attempts to remove what a failed start left
+SLOW_END = 1  # seconds after which an account may have been locked or moved while an earlier server ended
 STORAGE_DOUBT = 4  # seconds of bad answers only, until the storage counts as gone
 OLD_DOUBT = 10  # seconds after which a bad answer says nothing about the next one
 SETTLE_MAX = 60  # seconds for which an answer of the account service may hold up a start
@@ -433,6 +436,7 @@ class NfsSwarmSpawner(SwarmSpawner):
     _storage_asked = None  # the question that is under way
     _under_way: ClassVar = {}  # services that start: name → ID of the node, empty before there is one
     _turnstile = asyncio.Lock()
+    _sweeping = None  # the look for left-over services that goes on
 
     accounts_url = Unicode(
         "http://accounts:8080",
@@ -832,6 +836,16 @@ class NfsSwarmSpawner(SwarmSpawner):
         """,
     )
 
+    sweep_interval = Float(
+        300.0,
+        min=0.1,
+        config=True,
+        help="""
+        Seconds between two looks for services that belong to no server in the hub's database. What two looks
+        in a row find is removed. Hubs that share a swarm need different values of `prefix`.
+        """,
+    )
+
     task_poll_interval = Float(
         0.1,
         min=0.01,
@@ -990,7 +1004,16 @@ class NfsSwarmSpawner(SwarmSpawner):
     @property
     def server_key(self):
         """Digest of hub, user and server name: what is the same for all starts of one server."""
-        return digest([self.prefix, self.user.name, self.name or ""], 32)
+        return self.key_of(self.user.name, self.name)
+
+    def key_of(self, user, server):
+        """The `server_key` of any user's server.
+
+        Args:
+            user: the user's name.
+            server: the server's name; empty for the one that has none.
+        """
+        return digest([self.prefix, user, server or ""], 32)
 
     def make_service_name(self, start_id):
         """Name of the service of one start: readable, unique, a DNS label.
@@ -1127,7 +1150,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         said, code = printable(str(said)).rstrip(". "), error.code
         detail = f"account service: {code} {said}"
         if code == 400:
-            message = f"Your user name cannot get a storage account: {said[:200]}."
+            message = f"You cannot get a storage account: {said[:200]}."
             return SpawnFailed(message, reason="account", detail=detail, status_code=403)
         if code == 403:
             message = f"Your account is locked, so no server was started: {said[:200]}."
@@ -1548,6 +1571,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         Raises:
             SpawnFailed: with a sentence for the user. Nothing is left behind then.
         """
+        self.begin_sweeping()
         lock = self.start_lock
         async with lock:
             self._starting, self._begun, self._stages = True, time.monotonic(), []
@@ -1588,7 +1612,10 @@ class NfsSwarmSpawner(SwarmSpawner):
         clearing = asyncio.ensure_future(self.clear_services())
         try:
             self.account = await self.get_account()
+            answered = time.monotonic()
             await clearing
+            if time.monotonic() - answered > SLOW_END:
+                self.account = await self.get_account()
         finally:
             # without an account there is no start, and nothing of it may go on
             clearing.cancel()
@@ -1625,7 +1652,8 @@ class NfsSwarmSpawner(SwarmSpawner):
         since, state = time.monotonic(), None
         while True:
             task = await self.get_starting_task()
-            if task is None:
+            # swarm keeps the tasks of a service that is gone until their containers are
+            if task is None or task.get("DesiredState") == "remove":
                 raise SpawnFailed("Your server was removed while it started.", reason="removed")
             self._under_way[self.object_name] = task.get("NodeID", "")
             if task_state(task) != state:
@@ -1849,8 +1877,11 @@ class NfsSwarmSpawner(SwarmSpawner):
         await self.settle()
         try:
             await self.clear_services()
-        except (DockerException, RequestException) as error:
-            raise explain_docker_error(error) from error
+        except (SpawnFailed, DockerException, RequestException) as error:
+            failure = error if isinstance(error, SpawnFailed) else explain_docker_error(error)
+            # JupyterHub tells nobody, and takes the server for stopped: `sweep` finds what is left of it
+            self.log.error("Stop of %s failed: %s", self._log_name, failure.log_message)
+            raise failure from (error if failure is not error else None)
         self.clear_state()
 
     async def clear_services(self):
@@ -1881,6 +1912,52 @@ class NfsSwarmSpawner(SwarmSpawner):
                 raise
             return False
         return True
+
+    def begin_sweeping(self):
+        """Have services that are nobody's any more looked for, for as long as the hub runs."""
+        cls = self.__class__
+        if cls._sweeping is None or cls._sweeping.done():
+            cls._sweeping = asyncio.ensure_future(self.sweep())
+
+    async def sweep(self):
+        """Remove, every now and then, the services of servers that the hub does not know.
+
+        They are left by a stop or a failed start that Docker could not carry out, since JupyterHub takes its
+        server for stopped then, and by a hub that ended meanwhile. Two looks in a row have to find a service,
+        so that one which is just beginning or ending is left alone.
+        """
+        strays = set()
+        while True:
+            await asyncio.sleep(self.sweep_interval)
+            try:
+                found = await self.find_strays()
+                for service_id in strays & found.keys():
+                    self.log.warning("Removing service %s, of a server that is no more", found[service_id])
+                    await self.remove_service(service_id)
+                strays = found.keys() - strays
+            except (DockerException, RequestException, SQLAlchemyError) as error:
+                self.log.warning("No look for left-over services: %s", error)
+
+    async def find_strays(self):
+        """Services of this hub that belong to no server in its database, as ID → name."""
+        ours = (LABEL + "prefix", slug(self.prefix, 16))
+        services = await self.docker("services", filters={"label": "=".join(ours)})
+        rows = (
+            self.user.db.query(orm.User.name, orm.Spawner.name, orm.Spawner.state)
+            .join(orm.User, orm.Spawner.user_id == orm.User.id)
+            .filter(orm.Spawner.server_id.isnot(None))
+        )
+        known = set()
+        for user, server, state in rows:
+            # the ID as well: users may be renamed while their servers run
+            known |= {self.key_of(user, server), (state or {}).get("object_id")}
+        strays = {}
+        for service in services:
+            labels = service["Spec"].get("Labels") or {}
+            # Docker takes an empty value for any
+            if ours in labels.items() and not known & {service["ID"], labels.get(LABEL + "key")}:
+                strays[service["ID"]] = service["Spec"]["Name"]
+        return strays
 
     async def remove_object(self):
         """Remove the service of this start."""
@@ -1925,6 +2002,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         Returns:
             None while it runs, starts, or Docker cannot tell; else its exit code, or 0 if that is unknown.
         """
+        self.begin_sweeping()
         if self._given_up:
             return 0
         if self._starting or (self._cleanup and not self._cleanup.done()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -105,18 +106,27 @@ def test_a_start_that_cannot_succeed_says_why(student: Student, image: str, fail
 
 
 def test_the_progress_page_tells_the_real_stages(student: Student) -> None:
-    """Account, node, container, server: as they come, each with the time since the click."""
+    """Account, volume, node, image, container, server: as they come, each with the time since the click."""
     student.hub.stop()
     messages = student.start(delay=1)
     node = student.cluster.node_of(student.services()[0])
     host = student.cluster.hostname(node)
-    told = "\n".join(messages)
     _, account = student.cluster.accounts("GET", "/accounts/alice")
-    assert f"user number {account['uid']}" in told
-    assert f"Container runs on node {host}" in told
-    assert "Your server answers" in told
     # the first and the last are the hub's own
-    assert all(message.endswith(" s)") for message in messages[1:-1])
+    told = [re.fullmatch(r"(.+) \((\d+\.\d) s\)", message) for message in messages[1:-1]]
+    assert all(told), messages
+    stages = [
+        f"Your account is {account['account']}, user number {account['uid']}",
+        "Your home's volume and your server are requested",
+        f"Node {host} gets the image and makes the container",
+        f"Node {host} mounts your home and starts the container",
+        f"Container runs on node {host}, waiting for the server in it",
+        "Your server answers",
+    ]
+    assert [one[1] for one in told if one[1] in stages] == stages, messages
+    seconds = [float(one[2]) for one in told]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] >= 1  # the server's own delay
 
 
 def test_a_node_that_is_lost_during_a_start(student: Student) -> None:

@@ -18,6 +18,7 @@ import spawner as module
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from jupyterhub import orm
 from recording import cases, node, pack, recorded, refused, unpack
 from spawner import LABEL, NAME_MAX, NO_STORAGE, NfsSwarmSpawner, SpawnFailed
 from tornado.httpclient import HTTPClientError, HTTPResponse
@@ -101,7 +102,10 @@ class FakeDocker:
         """GET /services."""
         self.call("services")
         return [
-            {"ID": service_id, "Spec": {"Name": service["spec"]["name"]}}
+            {
+                "ID": service_id,
+                "Spec": {"Name": service["spec"]["name"], "Labels": service["spec"].get("labels", {})},
+            }
             for service_id, service in self.live.items()
             if self.matches(service, filters["label"])
         ]
@@ -232,6 +236,7 @@ def swarm(monkeypatch):
     Spawner._watch, Spawner._storage_good = None, 0.0
     Spawner._turnstile = asyncio.Lock()
     Spawner._under_way = {}
+    Spawner._sweeping = None
     Spawner._storage_bad, Spawner._storage_asked = (0.0, 0.0), None
     monkeypatch.setattr(module, "STORAGE_DOUBT", 0.05)
     monkeypatch.setattr(module, "REMOVE_AGAIN", [0.01, 0.01])
@@ -949,6 +954,14 @@ async def test_node_is_lost_during_the_start(swarm):
     assert not swarm.live
 
 
+@pytest.mark.parametrize("task", recorded("constraint", "removed")[:1] + recorded("runs", "removed")[:1])
+async def test_somebody_removes_the_service_during_the_start(swarm, task):
+    """Swarm keeps its tasks until their containers are gone; no node was closed."""
+    swarm.script = [*until("preparing"), task]
+    with pytest.raises(SpawnFailed, match="Your server was removed while it started"):
+        await make(wait_for_server=True).start()
+
+
 async def test_node_falls_silent_during_the_start(swarm, monkeypatch):
     """The next start goes elsewhere, although the swarm still believes in the node."""
     answers, task = iter([True]), until("starting")[-1]
@@ -1261,6 +1274,23 @@ async def test_new_groups_are_waited_for(swarm):
     assert make().check_account(json.dumps({**ACCOUNT, "settle": 10**6}))["settle"] == module.SETTLE_MAX
 
 
+async def test_an_account_is_asked_for_again_after_a_slow_end(swarm, monkeypatch):
+    """Meanwhile it may have been locked, or be on its way to another number."""
+    monkeypatch.setattr(module, "SLOW_END", 0.1)
+    swarm.ending = [recorded("runs", "removed")[0]] * 3 + recorded("runs", "removed")
+    spawner = make(task_poll_interval=0.1)
+    await spawner.start()
+    answers = iter([json.dumps(ACCOUNT), json.dumps({**ACCOUNT, "locked": True})])
+
+    async def fetch(*_):
+        return next(answers)
+
+    monkeypatch.setattr(spawner, "fetch_accounts", fetch)
+    with pytest.raises(SpawnFailed, match="is locked"):
+        await spawner.start()
+    assert not swarm.live
+
+
 async def test_a_refused_account_ends_the_whole_start(swarm):
     """Whatever is still to be cleared away is left to the next start."""
     swarm.ending = itertools.repeat(recorded("runs", "removed")[0])
@@ -1310,6 +1340,79 @@ async def test_stop_names_the_node_that_does_not_end(swarm):
     await spawner.start()
     with pytest.raises(SpawnFailed, match=f"not ended yet on {host_of(ended('runs'))}"):
         await spawner.stop()
+
+
+@pytest.mark.parametrize("error", [api_error("no leader"), requests.exceptions.ConnectionError()])
+async def test_a_stop_that_docker_cannot_carry_out_is_logged(swarm, caplog, error):
+    """JupyterHub takes the server for stopped and tells nobody why it is not."""
+    spawner = make()
+    await spawner.start()
+    swarm.errors["remove_service"] = error
+    with pytest.raises(SpawnFailed) as refused:
+        await spawner.stop()
+    assert f"Stop of alice failed: {refused.value.jupyterhub_message}" in caplog.text
+
+
+@pytest.fixture
+def database():
+    """A hub's database in memory."""
+    session = orm.new_session_factory("sqlite:///:memory:")()
+    yield session
+    session.close()
+
+
+def keep(database, spawner, server=None):
+    """Write into the hub's database that a server runs, as the hub does while it starts."""
+    user = orm.User(name=spawner.user.name)
+    row = orm.Spawner(user=user, name=server or "", server=orm.Server(), state=spawner.get_state())
+    database.add(row)
+    database.commit()
+    return row
+
+
+async def test_services_that_belong_to_no_server_are_removed(swarm, database, monkeypatch, caplog):
+    """What a stop without a leader left; all others stay, another hub's too."""
+    monkeypatch.setattr(User, "db", database)
+    alice, bob, renamed, other = (
+        make(sweep_interval=0.1),
+        make(name="bob"),
+        make(name="carol", server="second"),
+        make(name="dora", prefix="other"),
+    )
+    rows = {}
+    for spawner in (alice, bob, renamed, other):
+        await spawner.start()
+        if spawner is not other:
+            rows[spawner] = keep(database, spawner, spawner.name)
+    alice._sweeping.cancel()
+    rows[renamed].user.name = "caroline"
+    database.commit()
+    assert await alice.find_strays() == {}
+    # JupyterHub's own end of a stop, whatever came of it
+    database.delete(rows[alice].server)
+    database.commit()
+    assert await alice.find_strays() == {alice.object_id: alice.object_name}
+
+    looks = []
+    find = Spawner.find_strays
+
+    async def looked(self):
+        found = await find(self)
+        looks.append((set(found), set(swarm.live)))
+        return found
+
+    monkeypatch.setattr(Spawner, "find_strays", looked)
+    Spawner._sweeping = None
+    alice.begin_sweeping()
+    async with asyncio.timeout(10):
+        while len(looks) < 3:
+            await asyncio.sleep(0.01)
+    alice._sweeping.cancel()
+    left, everything = {alice.object_id}, {one.object_id for one in (alice, bob, renamed, other)}
+    assert looks[0] == (left, everything)
+    assert looks[1] == (left, everything)
+    assert looks[2] == (set(), everything - left)
+    assert f"Removing service {alice.object_name}, of a server that is no more" in caplog.text
 
 
 async def test_stop_does_not_wait_for_a_lost_node(swarm, caplog):
