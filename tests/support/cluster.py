@@ -7,15 +7,14 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from inventory import ROOT, Inventory
+from inventory import Inventory
+from playbook_run import interrupt, playbook
 
 T = TypeVar("T")
 
@@ -148,39 +147,18 @@ class Cluster:
 
     def playbook(self, name: str, *arguments: str, timeout: float = 1800) -> dict[str, dict[str, int]]:
         """Run one of the playbooks, and return the recap's counters by host."""
-        command, options = self._playbook(name, *arguments)
-        done = subprocess.run(command, **options, input="", capture_output=True, timeout=timeout)
-        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+        said = playbook(self.inventory.path, name, *arguments, timeout=timeout)
         recap = {
             host: {key: int(number) for key, number in re.findall(r"(\w+)=(\d+)", counters)}
-            for host, counters in re.findall(r"^(\S+) +: (ok=.*)$", done.stdout, re.MULTILINE)
+            for host, counters in re.findall(r"^(\S+) +: (ok=.*)$", said, re.MULTILINE)
         }
-        assert recap, done.stdout
-        print(done.stdout)
+        assert recap, said
+        print(said)
         return recap
 
     def interrupted_playbook(self, name: str, moment: str, *arguments: str) -> None:
         """Run one of the playbooks until it prints a text, and kill it then, as the machine's end would."""
-        command, options = self._playbook(name, *arguments)
-        # Else a task's name comes with its first result, and not before it begins.
-        options["env"]["ANSIBLE_DISPLAY_SKIPPED_HOSTS"] = "true"
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        with subprocess.Popen(command, **options, **pipes, start_new_session=True) as running:
-            said = []
-            for line in running.stdout:
-                said.append(line)
-                if moment in line:
-                    os.killpg(running.pid, signal.SIGKILL)
-                    return
-        raise AssertionError(f"{moment!r} never came:\n{''.join(said)}")
-
-    def _playbook(self, name: str, *arguments: str) -> tuple[list[str], dict[str, Any]]:
-        """The command that runs a playbook, and the options of its process."""
-        program = str(Path(sys.executable).with_name("ansible-playbook"))
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-        environment.pop("ANSIBLE_FORCE_COLOR", None)
-        command = [program, "-i", str(self.inventory.path), f"playbooks/{name}", *arguments]
-        return command, {"cwd": ROOT, "env": environment, "text": True}
+        interrupt(self.inventory.path, name, moment, *arguments)
 
     def docker(self, *arguments: str, timeout: float = 60) -> str:
         """Run the Docker command on the first manager."""
