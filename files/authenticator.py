@@ -357,6 +357,14 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             return True
         return bool(await maybe_future(super().check_allowed(username, authentication)))
 
+    @property
+    def _deciding_groups(self) -> dict[str, str]:
+        """Those of `role_groups` that may let somebody in: `_is_allowed` asks for no others."""
+        roles = self.allowed_roles or self.role_groups
+        # LDAPAuthenticator compares its own `allowed_groups` with the DNs of `role_groups`, letter by letter.
+        dns = self.allowed_groups or []
+        return {group: dn for group, dn in self.role_groups.items() if group in roles or dn in dns}
+
     async def refresh_user(self, user: Any, handler: Any = None) -> dict[str, Any] | bool:
         """Ask for a user's groups again, as often as `auth_refresh_age` says.
 
@@ -595,18 +603,19 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
             raise UnusableEntryError(f"{dn} has {name} {values}")
         return number
 
-    def _groups_of(self, connection: ldap3.Connection, person: Person) -> list[str]:
-        """Return the hub groups of a person."""
+    def _groups_of(
+        self, connection: ldap3.Connection, person: Person, role_groups: dict[str, str] | None = None
+    ) -> list[str]:
+        """Return the hub groups of a person, of all `role_groups` or of those that are given."""
+        role_groups = self.role_groups if role_groups is None else role_groups
         if self.membership == "memberof":
             found = {comparable(dn) for dn in self._all_values(connection, person.dn, "memberOf")}
-            return [group for group, dn in self.role_groups.items() if comparable(dn) in found]
+            return [group for group, dn in role_groups.items() if comparable(dn) in found]
         template = NESTED_FILTER if self.membership == "ad-nested" else self.group_search_filter
         search_filter = template.format(
             userdn=escape_filter_chars(person.dn), uid=escape_filter_chars(person.name)
         )
-        return [
-            group for group, dn in self.role_groups.items() if self._matches(connection, dn, search_filter)
-        ]
+        return [group for group, dn in role_groups.items() if self._matches(connection, dn, search_filter)]
 
     def _matches(self, connection: ldap3.Connection, group_dn: str, search_filter: str) -> bool:
         """Tell whether a filter is true of an LDAP group."""

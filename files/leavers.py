@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ldap3
 from authenticator import (
@@ -60,8 +61,12 @@ def load_authenticator(path: Path) -> CampusLDAPAuthenticator:
 class Census:
     """Questions about many users, over one connection.
 
+    Only groups that decide who may log in are asked about. Those of courses say nothing about that, are many,
+    and may be gone from the directory without anybody being locked out.
+
     Attributes:
-        allowed_groups: Hub groups by user, for all whom the directory has.
+        role_groups: The groups that decide, as in the authenticator's `role_groups`.
+        groups: Those of them that a user is in, for all whom the directory has.
         left_out: Users whom the directory has and `search_filter` leaves out.
     """
 
@@ -69,6 +74,7 @@ class Census:
         """Take whom to ask about; nothing is asked yet."""
         self.authenticator = authenticator
         self.usernames = usernames
+        self.role_groups = authenticator._deciding_groups
         self.groups: dict[str, list[str]] = {}
         self.left_out: set[str] = set()
 
@@ -87,7 +93,7 @@ class Census:
             find = self.find_by_search if self.authenticator.lookup_dn else self.find_by_template
             for username, person in find():
                 if self.matches_search_filter(person):
-                    found = self.authenticator._groups_of(connection, person)
+                    found = self.authenticator._groups_of(connection, person, self.role_groups)
                     self.groups.setdefault(username, []).extend(found)
                 else:
                     self.left_out.add(username)
@@ -117,7 +123,7 @@ class Census:
         """
         if self.authenticator.membership == "memberof":
             return
-        for dn in self.authenticator.role_groups.values():
+        for dn in self.role_groups.values():
             if not self.search(dn, ldap3.BASE, "(objectClass=*)"):
                 raise DirectoryBrokenError(f"the group {dn} may not be read")
 
@@ -176,6 +182,23 @@ class Census:
         )
         return bool(self.search(person.dn, ldap3.BASE, search_filter))
 
+    def model(self, username: str) -> dict[str, Any]:
+        """What a login hands on of a user's groups, as far as they decide."""
+        groups = self.groups[username]
+        return {
+            "groups": groups,
+            "auth_state": {"ldap_groups": [self.role_groups[group] for group in groups]},
+        }
+
+
+def allowed_by_name(authenticator: CampusLDAPAuthenticator, usernames: Iterable[str]) -> set[str]:
+    """Return whom JupyterHub's own settings name, as the hub completes them at its start (`init_users`)."""
+    # Administrators are added where there are names at all; without any, they need a group like everybody.
+    named = authenticator.allowed_users and authenticator.allowed_users | authenticator.admin_users
+    # All whom the hub knows may come back then, and whoever has an account was let in once.
+    existing = set(usernames) if authenticator.allow_existing_users else set()
+    return {authenticator.normalize_username(name) for name in named} | existing
+
 
 async def sort(authenticator: CampusLDAPAuthenticator, usernames: list[str]) -> dict[str, str]:
     """Say of each user: present, gone or not allowed.
@@ -200,9 +223,10 @@ async def sort(authenticator: CampusLDAPAuthenticator, usernames: list[str]) -> 
     except DirectoryBrokenError as error:
         raise CannotAskError(f"The directory cannot be asked who has left: {error}.{anonymous}") from error
     said = {}
+    named = allowed_by_name(authenticator, usernames)
     for username in usernames:
         if username in census.groups:
-            allowed = await authenticator._is_allowed(username, {"groups": census.groups[username]})
+            allowed = username in named or await authenticator._is_allowed(username, census.model(username))
             said[username] = PRESENT if allowed else NOT_ALLOWED
         else:
             said[username] = NOT_ALLOWED if username in census.left_out else GONE

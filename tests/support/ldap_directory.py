@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import socket
+import socketserver
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import ldap3
 from authenticator import PAGED_RESULTS
 from ldap3.core import results
 from ldap3.core.exceptions import LDAPSocketOpenError, LDAPSocketReceiveError
+from ldap3.utils.asn1 import compute_ber_size
 from ldap3.utils.dn import escape_rdn
 
 BASE = "dc=campus,dc=example"
 PEOPLE = f"ou=people,{BASE}"
 SEARCH_DN = f"cn=search,{BASE}"
 GROUPS = {name: f"cn={name},ou=groups,{BASE}" for name in ("students", "teachers", "hub-admins")}
+# Groups that two courses have of the table `courses`, and nobody in them.
+COURSES = {
+    f"{kind}-{course}": f"cn={course}-{kind},ou=groups,{BASE}"
+    for course in ("algo1", "algo2")
+    for kind in ("nbgrader", "formgrade")
+}
+# "Success", as the answer to a bind and to StartTLS (RFC 4511, 4.2.2 and 4.12).
+BIND_TAKEN = bytes.fromhex("6107 0a0100 0400 0400")
+STARTTLS_TAKEN = bytes.fromhex("7807 0a0100 0400 0400")
 ODD_NAMES = ["o'brien", "Jörg", "a.b+c@example.org", "*)(uid=*", "a,b\\c", "-rf", "root", "12345", "#hash"]
 
 
@@ -98,6 +111,63 @@ class Directory:
         connection.response = connection.response[start : start + size]
         cookie = str(start + size).encode() if more else b""
         connection.result = connection.result | {"controls": {PAGED_RESULTS: {"value": {"cookie": cookie}}}}
+
+
+def message(request: bytes, operation: bytes) -> bytes:
+    """Return an answer: an operation with the number of its request, which comes first (RFC 4511, 4.1.1)."""
+    _, start = compute_ber_size(request)
+    content = request[start : start + 2 + request[start + 1]] + operation
+    return b"\x30" + bytes([len(content)]) + content
+
+
+@contextmanager
+def silent_server(only_answer: bytes = b"") -> Iterator[str]:
+    """Run a server that takes connections, answers one request at most, and says nothing more.
+
+    In the end it hangs up, so that nobody waits for it longer than the test does.
+    """
+    over = threading.Event()
+
+    class Silence(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            if only_answer:
+                self.request.sendall(message(self.request.recv(4096), only_answer))
+            over.wait(60)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Silence) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            over.set()
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def full_server() -> Iterator[str]:
+    """Be a server that takes no connection any more, as one that is overrun or behind a firewall.
+
+    Linux drops what does not fit into a listener's queue, here one connection, and answers nothing.
+    """
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def no_server() -> Iterator[str]:
+    """Yield an address at which connections are refused: nobody listens, and nobody else can take it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def found(dn: str, **attributes: list[bytes]) -> dict:

@@ -6,13 +6,16 @@ import asyncio
 import ssl
 import threading
 import unicodedata
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from types import SimpleNamespace
 from typing import ClassVar
 from unittest.mock import Mock
 
 import ldap3
 import pytest
-from authenticator import CampusLDAPAuthenticator, comparable, normalized
+from authenticator import UNREACHABLE, CampusLDAPAuthenticator, comparable, normalized
 from jupyterhub import orm, roles
 from jupyterhub.crypto import CryptKeeper
 from jupyterhub.handlers.base import BaseHandler
@@ -21,13 +24,18 @@ from jupyterhub.user import User
 from ldap3.core import results
 from ldap_directory import (
     BASE,
+    BIND_TAKEN,
     GROUPS,
     ODD_NAMES,
     PEOPLE,
     SEARCH_DN,
+    STARTTLS_TAKEN,
     Directory,
     found,
+    full_server,
+    no_server,
     person_dn,
+    silent_server,
 )
 from ldapauthenticator.ldapauthenticator import TlsStrategy
 from tornado import web
@@ -389,6 +397,85 @@ async def test_who_is_on_another_server_is_not_found(make, directory):
 async def test_a_search_account_that_is_refused(make):
     with pytest.raises(web.HTTPError, match="administrators"):
         await log_in(make(lookup_dn_search_password="old"), "alice")
+
+
+# Long enough for a busy machine, and far from what a login may take.
+HANGS = 20
+# The time-out that ends the wait: with the other one, or with none, the test fails. Answers are waited for in
+# whole seconds, because ldap3 tells the kernel so.
+ANSWER, CONNECT = (
+    {"answer_timeout": 1, "connect_timeout": 3 * HANGS},
+    {"connect_timeout": 0.3, "answer_timeout": 3 * HANGS},
+)
+# Servers that are no use, the way to speak to them, and what the log says in the end.
+USELESS = {
+    "LDAPS, no handshake": (silent_server, "on_connect", ANSWER, "handshake operation timed out"),
+    "StartTLS, no answer": (silent_server, "before_bind", ANSWER, "receiving data: timed out"),
+    "StartTLS, no handshake": (
+        partial(silent_server, STARTTLS_TAKEN),
+        "before_bind",
+        ANSWER,
+        "handshake operation timed out",
+    ),
+    "plain, no answer": (silent_server, "insecure", ANSWER, "receiving data: timed out"),
+    "plain, a bind and no more": (
+        partial(silent_server, BIND_TAKEN),
+        "insecure",
+        ANSWER,
+        "receiving data: timed out",
+    ),
+    "no connection": (full_server, "on_connect", CONNECT, "while opening: timed out"),
+    "refused": (no_server, "on_connect", {}, "Connection refused"),
+}
+
+
+@pytest.fixture(params=USELESS.values(), ids=USELESS)
+def useless(request):
+    """Be a real server that is no use; its address, how it is asked, and what becomes of it."""
+    serve: Callable[[], AbstractContextManager[str]]
+    serve, strategy, timeouts, reason = request.param
+    with serve() as address:
+        yield address, {"tls_strategy": TlsStrategy[strategy], **timeouts}, reason
+
+
+@pytest.fixture
+def make_real(make, directory, monkeypatch):
+    """Make authenticators that open real connections, but for the server "two", which is in memory."""
+
+    def build(**settings) -> CampusLDAPAuthenticator:
+        authenticator = make(**settings)
+        really = partial(CampusLDAPAuthenticator._open, authenticator)
+        monkeypatch.setattr(
+            authenticator,
+            "_open",
+            lambda address, *who: (directory.open if address == "two" else really)(address, *who),
+        )
+        return authenticator
+
+    return build
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_a_server_that_is_silent_is_waited_for_no_longer_than_told(make_real, useless):
+    address, settings, reason = useless
+    authenticator = make_real(server_addresses=[address], **settings)
+    async with asyncio.timeout(HANGS):
+        with pytest.raises(web.HTTPError) as trouble:
+            await log_in(authenticator, "alice")
+    assert (trouble.value.status_code, trouble.value.log_message) == (503, UNREACHABLE)
+    assert reason in str(trouble.value.__cause__)
+
+
+@pytest.mark.parametrize("make", ["search"], indirect=True)
+async def test_after_a_server_that_is_silent_the_next_one_answers(make_real, useless, directory):
+    address, settings, _ = useless
+    authenticator = make_real(server_addresses=[address, "two"], **settings)
+    async with asyncio.timeout(HANGS):
+        assert (await log_in(authenticator, "alice"))["groups"] == ["students"]
+    assert list(authenticator._failures) == [address]
+    assert set(directory.asked) == {"two"}
+    # And stays the first, or each login would wait.
+    assert authenticator._addresses == ["two", address]
 
 
 async def test_the_hub_goes_on_while_the_directory_is_slow(make, directory):

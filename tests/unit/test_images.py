@@ -85,6 +85,31 @@ def test_an_overlay_is_built_on_the_image_that_it_is_for() -> None:
     assert list(planned).index("notebook-haskell") > list(planned).index("notebook")
 
 
+def imported_roles(play: dict[str, Any]) -> list[tuple[str, str]]:
+    """The roles of a play and its tasks, each with the file of tasks that it begins with."""
+    tasks = [
+        task[f"ansible.builtin.{way}_role"]
+        for task in play.get("tasks", [])
+        for way in ("import", "include")
+        if f"ansible.builtin.{way}_role" in task
+    ]
+    roles = [{"name": role["role"]} for role in play.get("roles", [])]
+    return [(role["name"], role.get("tasks_from", "main")) for role in roles + tasks]
+
+
+def test_no_hub_offers_an_image_that_a_server_lacks() -> None:
+    """The play that brings images ends the run for all when one server fails, and comes before the hub's."""
+    plays = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
+    roles = [imported_roles(play) for play in plays]
+    pull = ("campus.jupyterhub.images", "pull")
+    pulls = [number for number, found in enumerate(roles) if pull in found]
+    hubs = [number for number, found in enumerate(roles) if "campus.jupyterhub.hub" in dict(found)]
+    assert (len(pulls), len(hubs)) == (1, 1)
+    assert plays[pulls[0]]["hosts"].split(":")[0] == "swarm"
+    assert plays[pulls[0]]["any_errors_fatal"] is True
+    assert pulls[0] < hubs[0]
+
+
 def test_of_two_builds_at_once_one_makes_the_base_system(tmp_path: Path) -> None:
     """A stand-in for Docker keeps one file for each image, and the slower of the two finds it."""
     images = tmp_path / "images"

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import leavers
 import pytest
 from authenticator import CampusLDAPAuthenticator
 from ldap3.core import results
-from ldap_directory import GROUPS, ODD_NAMES, PEOPLE, SEARCH_DN, Directory, found, person_dn
+from ldap_directory import COURSES, GROUPS, ODD_NAMES, PEOPLE, SEARCH_DN, Directory, found, person_dn
 from leavers import GONE, NOT_ALLOWED, PRESENT
+from tornado import web
 
+# As the hub's configuration has them: to be in a course is no leave to log in.
+WITH_COURSES = {"role_groups": GROUPS | COURSES, "allowed_roles": list(GROUPS)}
+STUDENTS_OF_ALGO1 = COURSES["nbgrader-algo1"]
 WAYS = {
     "template": {"bind_dn_template": [f"uid={{username}},ou=nobody,{PEOPLE}", f"uid={{username}},{PEOPLE}"]},
     "search": {
@@ -124,6 +129,111 @@ async def test_in_doubt_a_user_is_present(make, directory):
     directory.add("alice", uid=["al", "alice"])
     directory.entries[f"uid=tina,ou=staff,{PEOPLE}"] = {"objectClass": "inetOrgPerson", "uid": "tina"}
     assert await leavers.sort(make(), ["al", "tina"]) == {"al": PRESENT, "tina": PRESENT}
+
+
+# --- groups of courses
+
+
+def add_courses(directory: Directory) -> None:
+    """Add the courses' groups; eve, who is in no other group, is in one of them."""
+    for dn in COURSES.values():
+        members = [person_dn("eve")] if dn == STUDENTS_OF_ALGO1 else []
+        directory.entries[dn] = {"objectClass": "groupOfNames", "member": members}
+    directory.add("eve", memberOf=[STUDENTS_OF_ALGO1])
+    for name, group in (("tina", "teachers"), ("alice", "students")):
+        directory.add(name, memberOf=[GROUPS[group]])
+
+
+@pytest.mark.parametrize("membership", ["member", "memberof"])
+async def test_a_course_whose_group_is_gone_stops_nothing(make, directory, membership):
+    add_courses(directory)
+    del directory.entries[STUDENTS_OF_ALGO1]
+    authenticator = make(**WITH_COURSES, membership=membership)
+    said = await leavers.sort(authenticator, ["alice", "tina", "eve", "mallory"])
+    assert said == {"alice": PRESENT, "tina": PRESENT, "eve": NOT_ALLOWED, "mallory": GONE}
+
+
+async def test_a_course_whose_group_may_not_be_read_stops_nothing(make, directory):
+    add_courses(directory)
+    refused = results.RESULT_INSUFFICIENT_ACCESS_RIGHTS, []
+    directory.says = lambda base, *_: refused if base in COURSES.values() else None
+    said = await leavers.sort(make(**WITH_COURSES), ["alice", "tina", "mallory"])
+    assert said == {"alice": PRESENT, "tina": PRESENT, "mallory": GONE}
+
+
+async def test_a_group_that_lets_people_in_is_needed_all_the_same(make, directory):
+    add_courses(directory)
+    # By the name of a role, and by JupyterHub's own way to allow a group.
+    for dn, allowed in (
+        (GROUPS["teachers"], {}),
+        (STUDENTS_OF_ALGO1, {"allowed_groups": [STUDENTS_OF_ALGO1]}),
+    ):
+        entry = directory.entries.pop(dn)
+        await fails(make(**WITH_COURSES, **allowed), dn.partition(",")[0])
+        directory.entries[dn] = entry
+
+
+@pytest.mark.parametrize("membership", ["member", "ad-nested"])
+async def test_courses_are_asked_about_at_no_time(make, directory, membership):
+    """Or it were two questions for each course and user."""
+    add_courses(directory)
+    asked = []
+
+    def says(base, search_filter, _):
+        asked.append(base)
+        if "1.2.840.113556" not in search_filter:
+            return None
+        return results.RESULT_SUCCESS, [found(base)] if base == GROUPS["students"] else []
+
+    directory.says = says
+    said = await leavers.sort(make(**WITH_COURSES, membership=membership), ["alice", "tina"])
+    assert said == {"alice": PRESENT, "tina": PRESENT}
+    groups = [base for base in asked if "ou=groups" in base]
+    # Whether it is there, and for each user.
+    assert sorted(groups) == sorted([*GROUPS.values()] * 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "verdict"),
+    [
+        ({}, NOT_ALLOWED),
+        ({"admin_group": "nbgrader-algo1"}, NOT_ALLOWED),
+        ({"allowed_roles": []}, PRESENT),
+        ({"allowed_roles": ["teachers", "nbgrader-algo1"]}, PRESENT),
+        ({"allowed_groups": [STUDENTS_OF_ALGO1]}, PRESENT),
+        # Letter by letter, as a login has it.
+        ({"allowed_groups": [STUDENTS_OF_ALGO1.upper()]}, NOT_ALLOWED),
+        ({"allowed_users": {"eve"}}, PRESENT),
+        ({"allow_all": True}, PRESENT),
+    ],
+)
+@pytest.mark.parametrize("membership", ["member", "memberof"])
+async def test_who_is_in_a_course_only_is_what_a_login_says(make, directory, membership, settings, verdict):
+    add_courses(directory)
+    authenticator = make(**WITH_COURSES | settings, membership=membership)
+    login = {"username": "eve", "password": "eve-password"}
+    refused = (
+        nullcontext() if verdict == PRESENT else pytest.raises(web.HTTPError, match="in none of the groups")
+    )
+    with refused:
+        assert (await authenticator.get_authenticated_user(None, login))["name"] == "eve"
+    assert (await leavers.sort(authenticator, ["eve", "tina"]))["eve"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("settings", "verdict"),
+    [
+        # JupyterHub brings them into its own spelling, and adds administrators, when it starts.
+        ({"allowed_users": {" Eve "}}, PRESENT),
+        ({"allowed_users": {"somebody"}, "admin_users": {"EVE"}}, PRESENT),
+        ({"admin_users": {"eve"}}, NOT_ALLOWED),
+        # It also adds all whom it knows.
+        ({"allow_existing_users": True}, PRESENT),
+    ],
+)
+async def test_whom_the_hub_lets_in_by_name_has_not_left(make, settings, verdict):
+    said = await leavers.sort(make(**settings), ["eve", "tina", "mallory"])
+    assert said == {"eve": verdict, "tina": PRESENT, "mallory": GONE}
 
 
 # --- a directory in trouble
