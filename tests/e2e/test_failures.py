@@ -176,7 +176,7 @@ def test_an_export_that_is_missing(student: Student) -> None:
 
 
 def test_a_lost_manager_leaves_no_leader(student: Student) -> None:
-    """Two managers survive the loss of neither; nothing is left behind when it is back."""
+    """Two managers survive the loss of neither; when it is back nothing is left behind, not by a stop either."""
     student.hub.stop()
     cluster = student.cluster
     other = cluster.nodes[next(name for name in cluster.groups["managers"] if name != cluster.manager.name)]
@@ -185,13 +185,22 @@ def test_a_lost_manager_leaves_no_leader(student: Student) -> None:
             if cluster.node_of(cluster.service(role)).name == other.name:
                 cluster.restart(role)
     wait_for("the hub's pages", student.hub.logged_in, timeout=180)
+    with cluster.closed(other):
+        student.start()
+    left, begun = student.services(), time.time()
     with cluster.lost(other):
         wait_for("no leader", lambda: leaderless(cluster), timeout=120)
+        # for JupyterHub this is a stop like any other
+        student.hub.stop()
         since = time.monotonic()
         with pytest.raises(SpawnFailed) as refused:
             student.start()
         print(f"no leader: {time.monotonic() - since:.1f} s: {str(refused.value).splitlines()[-1]}")
         assert "no leader" in str(refused.value)
+    wait_for("the end of what the stop left", lambda: not set(left) & set(student.services()), timeout=180)
+    log = cluster.log("hub", begun)
+    assert f"Stop of {student.hub.name} failed: The cluster has no leader" in log
+    assert f"Removing service {left[0]}, of a server that is no more" in log
     student.start()
     student.assert_one_server()
 
