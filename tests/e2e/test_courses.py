@@ -101,8 +101,8 @@ def handed_in(member: Callable[[str, str], HubUser], released: HubUser) -> list[
     """Students of algo1 who have handed in, the second with a wrong solution."""
     students = [member("anna", "algo1"), member("ben", "algo1")]
     for student, solution in zip(students, (grading.RIGHT, grading.WRONG), strict=True):
-        student.shell("cd && rm -rf ps1 && nbgrader fetch_assignment ps1")
-        assert "HIDDEN" not in student.shell("cat ~/ps1/ps1.ipynb")
+        student.shell("cd && rm -rf algo1/ps1 && nbgrader fetch_assignment ps1")
+        assert "HIDDEN" not in student.shell("cat ~/algo1/ps1/ps1.ipynb")
         grading.solve(student, "ps1", solution)
         student.shell("cd && nbgrader submit ps1")
     return students
@@ -295,12 +295,33 @@ def test_graders_read_what_was_handed_in_with_any_umask(
 ) -> None:
     """Also with one that leaves the group nothing."""
     chris = member("chris", "algo1")
-    chris.shell("cd && rm -rf ps1 && nbgrader fetch_assignment ps1")
+    chris.shell("cd && rm -rf algo1/ps1 && nbgrader fetch_assignment ps1")
     known = set(grading.submissions(chris))
     chris.shell("cd && umask 077 && nbgrader submit ps1")
     (name,) = set(grading.submissions(chris)) - known
     found = f"/srv/nbgrader/exchange/algo1/inbound/chris/{name}"
     assert "double" in released.shell(f"cat '{found}/ps1.ipynb'")
+
+
+def test_courses_with_an_assignment_of_the_same_name(member: Callable[[str, str], HubUser]) -> None:
+    """Each has its own of it: in the home of who is in both, and in the boxes."""
+    name = f"same-{uuid.uuid4().hex[:6]}"
+    work = {"algo1": (member("gina", "algo1"), grading.RIGHT), "db1": (member("hana", "db1"), grading.WRONG)}
+    for course, (grader, solution) in work.items():
+        grading.write_assignment(grader, course, name)
+        grading.nbgrader(grader, course, f"generate_assignment {name}", f"release_assignment {name}")
+        chris = member("chris", course)
+        chris.shell(f"cd && nbgrader fetch_assignment {name}")
+        grading.solve(chris, name, solution)
+        chris.shell(f"cd && nbgrader submit {name}")
+        assert len([one for one in grading.submissions(chris) if one.startswith(f"chris+{name}+")]) == 1
+    for course, (grader, solution) in work.items():
+        box = f"/srv/nbgrader/exchange/{course}/inbound/chris"
+        for notebook in (
+            chris.shell(f"cat ~/{course}/{name}/{name}.ipynb"),
+            grader.shell(f"cat {box}/chris+{name}+*/{name}.ipynb"),
+        ):
+            assert json.loads(notebook)["cells"][0]["source"] == solution
 
 
 def test_the_gradebook_is_closed_to_students(
@@ -342,7 +363,7 @@ def test_the_whole_round(member: Callable[[str, str], HubUser], handed_in: list[
     for student, score, error in ((anna, 2.0, False), (ben, 0.0, True)):
         student.shell("cd && nbgrader fetch_feedback ps1")
         file = f"~/courses/algo1/grading/feedback/{student.name}/ps1/ps1.html"
-        for page in (student.shell("cat ~/ps1/feedback/*/ps1.html"), gus.shell(f"cat {file}")):
+        for page in (student.shell("cat ~/algo1/ps1/feedback/*/ps1.html"), gus.shell(f"cat {file}")):
             feedback = html.unescape(re.sub(r"<[^>]+>", "", page))
             assert f"Score: {score} / 2.0" in feedback
             assert "assert double(2) == 4" in feedback
@@ -354,7 +375,8 @@ def test_the_whole_round(member: Callable[[str, str], HubUser], handed_in: list[
     # the other grader does it again over the first one's files
     grading.nbgrader(gina, "algo1", *grade)
     assert grading.scores(gina, "algo1", "ps1")["anna"] == 2
-    assert ben.shell("cd && nbgrader fetch_feedback ps1 && ls ~/ps1/feedback/*/").split()[-1] == "ps1.html"
+    fetched = ben.shell("cd && nbgrader fetch_feedback ps1 && ls ~/algo1/ps1/feedback/*/")
+    assert fetched.split()[-1] == "ps1.html"
 
 
 def test_several_graders_grade_at_once(
@@ -373,6 +395,29 @@ def test_several_graders_grade_at_once(
     scores = grading.scores(gina, "algo1", "ps1")
     assert (scores["anna"], scores["ben"]) == (2, 0)
     assert grading.scores(gus, "algo1", "ps1") == scores
+
+
+def test_who_grades_the_same_students_waits(
+    cluster: Cluster, member: Callable[[str, str], HubUser], handed_in: list[HubUser]
+) -> None:
+    """All of one assignment, by two graders at once: neither removes what the other one is at."""
+    gina, gus = member("gina", "algo1"), member("gus", "algo1")
+    grading.nbgrader(gina, "algo1", "collect ps1 --update")
+    with ThreadPoolExecutor() as pool:
+        runs = [
+            pool.submit(grading.nbgrader, grader, "algo1", "autograde ps1 --force") for grader in (gina, gus)
+        ]
+        said = [run.result() for run in runs]
+    assert "Another grader collects or grades; waiting ..." in "".join(said)
+    scores = grading.scores(gina, "algo1", "ps1")
+    assert (scores["anna"], scores["ben"]) == (2, 0)
+    place = f"{cluster.storage_dir}/courses/algo1/grading"
+    for student in ("anna", "ben"):
+        graded = json.loads(cluster.storage.run("cat", f"{place}/autograded/{student}/ps1/ps1.ipynb"))
+        assert all(cell["execution_count"] for cell in graded["cells"])
+    _, grader = cluster.accounts("GET", "/accounts/gina")
+    lock = cluster.storage.stat(f"{place}/.campus-lock")
+    assert (lock["gid"], lock["mode"]) == (grader["groups"]["formgrade-algo1"], "660")
 
 
 def test_nothing_takes_the_place_of_what_is_collected_after_the_due_date(
@@ -395,7 +440,7 @@ def test_nothing_takes_the_place_of_what_is_collected_after_the_due_date(
     time.sleep(3)
     grading.solve(anna, name, grading.RIGHT)
     inbound, forged = "/srv/nbgrader/exchange/algo1/inbound", f"anna+{name}+{due}+x"
-    anna.shell(f"cd {inbound}/anna && mkdir '{forged}' && cp ~/{name}/{name}.ipynb '{forged}'")
+    anna.shell(f"cd {inbound}/anna && mkdir '{forged}' && cp ~/algo1/{name}/{name}.ipynb '{forged}'")
     ben.shell(f"cd {inbound}/ben && mkdir 'ben+{name}+2020-01-01 00:00:00 UTC+x'")
     said = grading.nbgrader(gina, "algo1", f"collect {name} --update")
     assert "it was changed after the due date, and one is collected already" in said
@@ -456,7 +501,7 @@ def test_student_code_is_graded_with_nothing_of_the_graders(
 ) -> None:
     """It tries files, tokens, the network, the grader's processes, and what is done with its results."""
     chris, gina = member("chris", "algo1"), member("gina", "algo1")
-    chris.shell("cd && rm -rf ps1 && nbgrader fetch_assignment ps1")
+    chris.shell("cd && rm -rf algo1/ps1 && nbgrader fetch_assignment ps1")
     code = ATTACK.replace("{home}", environment(gina)["HOME"])
     for name in ("gradebook", "hub"):
         address = gina.run(f"import socket; print(socket.gethostbyname({name!r}))").strip()
@@ -597,7 +642,8 @@ def test_a_round_in_the_browser(member: Callable[[str, str], HubUser], page: Pag
 
     wait_for("the feedback in the list", told, timeout=90)
     assignment_button(student, name, "Fetch Feedback").click()
-    wait_for("the feedback", lambda: f"{name}.html" in anna.shell(f"ls ~/{name}/feedback/*/"), timeout=60)
+    fetched = f"~/algo1/{name}/feedback/*/"
+    wait_for("the feedback", lambda: f"{name}.html" in anna.shell(f"ls {fetched}"), timeout=60)
 
 
 def open_lab(page: Page, user: HubUser) -> None:

@@ -176,7 +176,7 @@ def test_an_export_that_is_missing(student: Student) -> None:
 
 
 def test_a_lost_manager_leaves_no_leader(student: Student) -> None:
-    """Two managers survive the loss of neither; when it is back nothing is left behind, not by a stop either."""
+    """Two managers survive the loss of neither; nothing is left behind when it is back, by a stop either."""
     student.hub.stop()
     cluster = student.cluster
     other = cluster.nodes[next(name for name in cluster.groups["managers"] if name != cluster.manager.name)]

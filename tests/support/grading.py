@@ -82,10 +82,10 @@ def nbgrader(grader: HubUser, course: str, *commands: str) -> str:
 
 
 def solve(student: HubUser, name: str, solution: str) -> None:
-    """Write a solution into a fetched assignment."""
+    """Write a solution into an assignment that was fetched in the server's course."""
     student.run(
-        "import json, pathlib\n"
-        f"path = pathlib.Path.home() / {name!r} / '{name}.ipynb'\n"
+        "import json, os, pathlib\n"
+        f"path = pathlib.Path.home() / os.environ['CAMPUS_COURSE'] / {name!r} / '{name}.ipynb'\n"
         "notebook = json.loads(path.read_text())\n"
         f"notebook['cells'][0]['source'] = {solution!r}\n"
         "path.write_text(json.dumps(notebook))"

@@ -1,15 +1,20 @@
 """The table of courses, and the spawner that goes by it."""
 
+import fcntl
 import importlib.util
 import json
 import logging
 import os
+import shutil
 import stat
 import sys
 import tempfile
+import threading
+import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import MagicMock
 
 import accounts
 import courses as module
@@ -508,8 +513,10 @@ def exchange():
         "nbconvert.filters.strings": ["clean_html"],
         "nbconvert.preprocessors": ["CSSHTMLHeaderPreprocessor", "Preprocessor"],
         "nbgrader.api": ["Gradebook", "MissingEntry"],
+        "nbgrader.converters": ["Autograde"],
         "nbgrader.exchange.default": ["ExchangeCollect", "ExchangeReleaseFeedback", "ExchangeSubmit"],
         "nbgrader.preprocessors": ["ClearHiddenTests", "ClearSolutions", "GetGrades"],
+        "nbgrader.server_extensions.formgrader.base": ["BaseHandler"],
         "nbgrader.utils": ["get_username", "parse_utc"],
     }
     stand_ins = {part: ModuleType(part) for name in names for part in (name.split(".")[0], name)}
@@ -518,6 +525,7 @@ def exchange():
             setattr(stand_ins[name], one, type(one, (), {}))
     stand_ins |= {name: ModuleType(name) for name in ("nbgrader.exchange", "nbconvert.filters")}
     stand_ins["jinja2"].pass_context = lambda function: function
+    stand_ins["nbgrader.converters"].Autograde.start = lambda converter: converter.graded()
     stand_ins["nbgrader.utils"].parse_utc = lambda text: datetime.fromisoformat(text.removesuffix(" UTC"))
     before = {name: sys.modules.get(name) for name in stand_ins}
     sys.modules.update(stand_ins)
@@ -558,6 +566,44 @@ def test_submissions_that_are_refused(exchange, submission):
     (submission / "data/secret").unlink()
     os.mkfifo(submission / "pipe")
     assert "'pipe' in it" in exchange.refusal(box, submission, "ps1")
+
+
+def test_a_submission_is_looked_at_no_further_than_it_may_go(exchange, submission, monkeypatch):
+    """Before anything else is done with it, and as far as a copy goes."""
+    monkeypatch.setattr(exchange, "MOST_FILES", 3)
+    assert exchange.refusal(submission.parent, submission, "ps1") == ""
+    (submission / "more").touch()
+    assert exchange.refusal(submission.parent, submission, "ps1") == exchange.TOO_MANY
+    with pytest.raises(exchange.RefusedError, match=exchange.TOO_MANY):
+        exchange.changed_at(submission)
+    (submission / "more").unlink()
+    monkeypatch.setattr(exchange, "MOST_DEPTH", 1)
+    assert exchange.refusal(submission.parent, submission, "ps1") == ""
+    (submission / "ps1.ipynb").unlink()
+    (submission / "data/deep").mkdir()
+    assert exchange.refusal(submission.parent, submission, "ps1") == exchange.TOO_MANY
+
+
+def test_a_directory_without_end_is_not_read_to_its_end(exchange, submission, monkeypatch):
+    """Not even to tell how much is in it."""
+    for number in range(50):
+        (submission / f"{number}.txt").touch()
+    seen = []
+    lstat = SimpleNamespace(is_dir=lambda **_: False, is_file=lambda **_: True)
+
+    class Endless:
+        """A directory as os.scandir has it, which counts what is taken of it."""
+
+        def __enter__(self):
+            return iter(lambda: seen.append(1) or lstat, None)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(exchange.os, "scandir", lambda _: Endless())
+    monkeypatch.setattr(exchange, "MOST_FILES", 10)
+    assert exchange.refusal(submission.parent, submission, "ps1") == exchange.TOO_MANY
+    assert len(seen) == 10
 
 
 def test_what_is_a_secret(exchange, tmp_path):
@@ -742,3 +788,276 @@ def test_what_is_collected_stays_after_the_due_date(exchange, collect, submissio
     assert collect(soon) == [over]
     with pytest.raises(exchange.RefusedError, match="after the due date, and one is collected already"):
         collect(over)
+
+
+def test_of_very_many_submissions_the_last_are_looked_at(exchange, submission, monkeypatch, caplog):
+    """Whose there are too many is said; nobody else is in its way."""
+    monkeypatch.setattr(exchange, "MOST_SUBMISSIONS", 2)
+    one = exchange.Collect()
+    one.coursedir, one.log = SimpleNamespace(assignment_id="ps1"), logging.getLogger("collect")
+    box = submission.parent
+    later = [box / submission.name.replace("10:00", f"1{hour}:00") for hour in (1, 2)]
+    later[0].mkdir()
+    assert one.last_of(box) == [submission, later[0]]
+    assert caplog.text == ""
+    later[1].mkdir()
+    assert one.last_of(box) == later
+    assert "anna has too many submissions: 1 are not looked at, only the last 2 are" in caplog.text
+
+
+@pytest.fixture
+def course(exchange, monkeypatch, tmp_path):
+    """A course's directory with what anna has handed in twice, and nbgrader's part in collecting it."""
+    root = tmp_path / "grading"
+    directory = SimpleNamespace(
+        root=str(root),
+        course_id="algo1",
+        assignment_id="ps1",
+        student_id="*",
+        max_dir_size=1000,
+        submitted_directory="submitted",
+        autograded_directory="autograded",
+        format_path=lambda step, student, assignment: str(root / step / student / assignment),
+        get_existing_timestamp=lambda place: datetime.fromisoformat(
+            Path(place, "timestamp.txt").read_text().removesuffix(" UTC")
+        ),
+    )
+    root.mkdir()
+
+    def collect(day, do_copy=shutil.copytree, update=True):
+        """Collect of two students what they have handed in on a day."""
+        one, records = exchange.Collect(), []
+        one.coursedir, one.log, one._found = directory, logging.getLogger("collect"), {}
+        one.update, one.before_duedate, one.do_copy = update, False, do_copy
+        for student in ("anna", "ben"):
+            made = tmp_path / f"inbound/{student}/{student}+ps1+{day} UTC+x"
+            made.mkdir(parents=True, exist_ok=True)
+            (made / "ps1.ipynb").write_text(f"{student} {day}")
+            one._found[made.name] = made, exchange.changed_at(made)
+            records.append(
+                {"username": student, "filename": made.name, "timestamp": datetime.fromisoformat(day)}
+            )
+        one.src_records = records
+        one.recover_all()
+        one.copy_files()
+        return {
+            str(path.relative_to(root / "submitted").parent): path.read_text()
+            for path in sorted(root.rglob("*.ipynb"))
+        }
+
+    caught = logging.getLogger("collect")
+    monkeypatch.setattr(caught, "level", logging.INFO)
+    return SimpleNamespace(directory=directory, root=root, collect=collect, log=caught)
+
+
+def test_what_nbgrader_would_collect_is_collected(exchange, course, caplog):
+    first, second = "2026-11-01", "2026-11-02"
+    assert course.collect(first) == {"anna/ps1": f"anna {first}", "ben/ps1": f"ben {first}"}
+    assert caplog.text.count("Collecting submission: ") == 2
+    assert course.collect(second, update=False)["anna/ps1"] == f"anna {first}"
+    assert caplog.text.count("Submission already exists, use --update to update: ") == 2
+    assert course.collect(second) == {"anna/ps1": f"anna {second}", "ben/ps1": f"ben {second}"}
+    assert caplog.text.count("Updating submission: ") == 2
+    assert course.collect(first)["anna/ps1"] == f"anna {second}"
+    assert caplog.text.count("No newer submission to collect: ") == 2
+    assert not list(course.root.glob("submitted/*/.*"))
+
+
+@pytest.mark.parametrize("error", [OSError("no space"), RuntimeError("Directory size is too big")])
+def test_who_cannot_be_collected_is_in_nobodys_way(course, caplog, error):
+    """And keeps what was collected before."""
+
+    def copy(source, destination):
+        shutil.copytree(source, destination)
+        if "anna" in source:
+            raise error
+
+    course.collect("2026-11-01")
+    assert course.collect("2026-11-02", copy) == {"anna/ps1": "anna 2026-11-01", "ben/ps1": "ben 2026-11-02"}
+    assert f"UTC+x is not collected: {error}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("there", "renamed"), [(False, 0), (False, 1), (True, 0), (True, 1), (True, 2), (True, 3)]
+)
+def test_an_interrupted_collection_leaves_no_half_submission(exchange, course, monkeypatch, there, renamed):
+    """Not even where the end came at once, and nothing was tidied up; the next one makes it whole."""
+    if there:
+        course.collect("2026-11-01")
+    left, rename = [renamed], Path.rename
+
+    def stop(source, destination):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return rename(source, destination)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stop)
+        patch.setattr(exchange, "recover", lambda place: None)
+        with pytest.raises(KeyboardInterrupt):
+            course.collect("2026-11-02")
+    assert course.collect("2026-11-02") == {"anna/ps1": "anna 2026-11-02", "ben/ps1": "ben 2026-11-02"}
+    assert not list(course.root.glob("submitted/*/.*"))
+
+
+def test_what_was_collected_comes_back(exchange, course, monkeypatch, caplog):
+    """Where a collection ended between the two names, and there is nothing to collect any more."""
+    course.collect("2026-11-01")
+    place = course.root / "submitted/anna/ps1"
+    place.rename(exchange.beside(place, "old"))
+    assert course.collect("2026-11-01")["anna/ps1"] == "anna 2026-11-01"
+    # also where the half copy cannot be removed
+    place.rename(exchange.beside(place, "old"))
+    exchange.beside(place, "new").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(exchange.shutil, "rmtree", MagicMock(side_effect=PermissionError("not yours")))
+        assert course.collect("2026-11-01")["anna/ps1"] == "anna 2026-11-01"
+    assert "anna/ps1 cannot be tidied up: not yours" in caplog.text
+    # and what was to be removed does not, when a grader removes what took its place
+    shutil.copytree(place, exchange.beside(place, "old"))
+    exchange.recover(place)
+    assert [path.name for path in place.parent.iterdir()] == ["ps1"]
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o007])
+def test_one_grader_at_a_time(exchange, course, caplog, umask):
+    """The others wait and read so, and the file is theirs as well."""
+    before = os.umask(umask)
+    try:
+        with exchange.alone(course.directory, course.log):
+            pass
+    finally:
+        os.umask(before)
+    file = course.root / exchange.LOCK
+    assert stat.S_IMODE(file.stat().st_mode) == 0o660
+    assert caplog.text == ""
+
+    done = []
+
+    def second():
+        with exchange.alone(course.directory, course.log):
+            done.append(time.monotonic())
+
+    with exchange.alone(course.directory, course.log):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        time.sleep(0.2)
+        assert not done
+    waiting.join(10)
+    assert done
+    assert caplog.text.count("Another grader collects or grades; waiting ...") == 1
+
+
+async def test_formgrader_does_not_wait_for_ever(exchange, course, monkeypatch):
+    """Its server answers nobody meanwhile."""
+    monkeypatch.setattr(exchange, "PATIENCE", -1)
+    with (
+        exchange.alone(course.directory, course.log),
+        pytest.raises(TimeoutError, match="another grader still collects or grades; try again later"),
+        exchange.alone(course.directory, course.log),
+    ):
+        pass
+    # and who gave up holds nothing
+    with exchange.alone(course.directory, course.log):
+        pass
+
+
+def test_autograding_is_for_one_at_a_time(exchange, course):
+    """However often nbgrader loads its configuration."""
+    for _ in range(2):
+        exchange.share_work()
+
+    def graded():
+        with pytest.raises(BlockingIOError), (course.root / exchange.LOCK).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        runs.append("graded")
+
+    runs = []
+    converter = exchange.Autograde()
+    converter.coursedir, converter.log, converter.graded = course.directory, course.log, graded
+    converter.start()
+    assert runs == ["graded"]
+
+
+def test_no_request_of_formgrader_inherits_a_session(exchange):
+    """What cannot be closed is forgotten; where nothing was asked of the gradebook, there is none."""
+    exchange.share_work()
+    handler = sys.modules["nbgrader.server_extensions.formgrader.base"].BaseHandler()
+    handler.settings = {"nbgrader_gradebook": None}
+    handler.on_finish()
+    assert handler.settings == {"nbgrader_gradebook": None}
+    gradebook = MagicMock()
+    handler.settings = {"nbgrader_gradebook": gradebook}
+    handler.on_finish()
+    gradebook.close.assert_called_once_with()
+    assert handler.settings == {"nbgrader_gradebook": gradebook}
+    gradebook.close.side_effect = OSError("server closed the connection unexpectedly")
+    with pytest.raises(OSError, match="closed the connection"):
+        handler.on_finish()
+    assert handler.settings == {"nbgrader_gradebook": None}
+
+
+def test_assignments_lie_below_their_course(exchange, monkeypatch, tmp_path):
+    """In the home, where those of several courses come together."""
+    for name, value in (
+        ("CAMPUS_COURSE", "algo1"),
+        ("CAMPUS_EXCHANGE", str(tmp_path)),
+        ("CAMPUS_COURSE_ROLE", "student"),
+        ("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime")),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(exchange, "get_username", lambda: "anna")
+    config = MagicMock()
+    exchange.configure(config)
+    assert config.Exchange.path_includes_course is True
+    assert config.Exchange.root == str(tmp_path / "runtime/exchange")
+
+
+@pytest.mark.parametrize("random", [True, False])
+def test_only_what_is_in_the_box_is_listed_as_handed_in(exchange, submission, monkeypatch, tmp_path, random):
+    """That is what is in nbgrader's cache, which it fills first."""
+    name = f"anna+ps1+2026-11-02 10:00:00.0 UTC{'+x' if random else ''}"
+    entry = tmp_path / "cache/anna+ps1+2026-11-02 10:00:00.0 UTC"
+
+    def copy_files(self):
+        shutil.copytree(submission, Path(self.inbound_path, self.assignment_filename))
+        shutil.copytree(submission, entry)
+
+    def submit():
+        one = exchange.Submit()
+        one.inbound_path, one.cache_path = str(submission.parent), str(tmp_path / "cache")
+        one.assignment_filename, one.add_random_string = name, random
+        one.copy_files()
+
+    monkeypatch.setattr(exchange.ExchangeSubmit, "copy_files", copy_files, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(exchange, "open_to_group", MagicMock(side_effect=OSError("quota")))
+        with pytest.raises(OSError, match="quota"):
+            submit()
+    assert not entry.exists()
+    assert [path.name for path in submission.parent.iterdir()] == [submission.name]
+    submit()
+    assert (entry / "ps1.ipynb").is_file()
+    assert (submission.parent / name / "ps1.ipynb").is_file()
+    # an earlier one stays
+    with pytest.raises(FileExistsError):
+        submit()
+    assert entry.is_dir()
+
+
+async def test_student_code_knows_what_it_is_run_for(exchange, monkeypatch, tmp_path):
+    """By the variables that nbgrader documents for cells with tests; and nothing of the grader's."""
+
+    async def pre_start(self, **kwargs):
+        return kwargs
+
+    monkeypatch.setattr(exchange.AsyncKernelManager, "_async_pre_start_kernel", pre_start, raising=False)
+    monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
+    monkeypatch.setenv("CAMPUS_GRADEBOOK", "postgresql://algo1:secret@gradebook/algo1")
+    monkeypatch.delenv("NBGRADER_VALIDATING", raising=False)
+    manager = object.__new__(exchange.SandboxedKernelManager)
+    manager.kernel_name, manager._scratch = "python3", SimpleNamespace(name=str(tmp_path))
+    environment = (await manager._async_pre_start_kernel())["env"]
+    assert environment["NBGRADER_EXECUTION"] == "autograde"
+    assert not {"CAMPUS_GRADEBOOK", "NBGRADER_VALIDATING"} & set(environment)

@@ -8,14 +8,17 @@ who guess its name, and belongs to whoever it says it belongs to. Here each stud
 - collecting looks into all boxes, and takes what is its owner's, and plain files only: a symlink would be
   read with the rights of the grader,
 - what came after the due date, by the storage's clock, takes the place of nothing that is collected,
+- graders collect and autograde one at a time, and what is collected is there whole or as it was before,
 - autograding runs the student's code in a sandbox, without network and without the grader's files, on a copy,
 - what students wrote is shown without anything that a browser would run, and feedback without hidden tests.
 
 The hub says in the environment which course a server is for (files/courses.py).
 """
 
+import asyncio
 import builtins
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -23,6 +26,7 @@ import shutil
 import signal
 import stat
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +37,7 @@ from nbconvert.exporters import HTMLExporter
 from nbconvert.filters.strings import clean_html
 from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor, Preprocessor
 from nbgrader.api import Gradebook, MissingEntry
+from nbgrader.converters import Autograde
 from nbgrader.exchange.default import ExchangeCollect, ExchangeReleaseFeedback, ExchangeSubmit
 from nbgrader.preprocessors import ClearHiddenTests, ClearSolutions, GetGrades
 from nbgrader.utils import get_username, parse_utc
@@ -43,6 +48,10 @@ SANDBOX = "/usr/local/bin/campus-sandbox"
 TOLERANCE = timedelta(minutes=10)
 # What one submission may have, besides nbgrader's limit of its size (CourseDirectory.max_dir_size).
 MOST_FILES, MOST_DEPTH = 10_000, 32
+TOO_MANY = "it has too many files or directories"
+# How many submissions of an assignment are looked at in a box, the last ones by the times in their names:
+# each may have as many files as that, and a student can make as many names as there is room for.
+MOST_SUBMISSIONS = 200
 # What of a notebook's outputs is shown. All others may have something for a browser to run in them.
 SHOWN = {"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg"}
 BASE64 = re.compile(r"[A-Za-z0-9+/=\s]*")
@@ -55,8 +64,14 @@ NOT_RUN = {
     "java": TCP_ONLY,
     "octave": "its kernel gives errors as plain output, for which there are all points",
 }
-# What of a grader's environment student code gets, too.
-KEPT = ("LANG", "LC_ALL", "PATH", "TZ", "VIRTUAL_ENV")
+# What of a grader's environment student code gets, too. By nbgrader's own, cells know what they are run for.
+KEPT = ("LANG", "LC_ALL", "PATH", "TZ", "VIRTUAL_ENV", "NBGRADER_EXECUTION", "NBGRADER_VALIDATING")
+# Whoever collects or autogrades holds a lock on this file of the course's.
+LOCK = ".campus-lock"
+# How many seconds Formgrader waits for it: the grader's server does nothing else meanwhile.
+PATIENCE = 60
+# nbgrader's own, before `share_work` puts another one in its place.
+start_autograde = Autograde.start
 
 
 def configure(c):
@@ -71,6 +86,8 @@ def configure(c):
     c.CourseDirectory.course_id = course
     # Members share files by their group. It also spares nbgrader the wish to write the exchange's root.
     c.CourseDirectory.groupshared = True
+    # ~/COURSE/ASSIGNMENT: courses may well have assignments of the same name.
+    c.Exchange.path_includes_course = True
     c.ExchangeFactory.submit = Submit
     if os.environ.get("CAMPUS_COURSE_ROLE") != "grader":
         c.Exchange.root = str(student_view(Path(exchange, course)))
@@ -86,6 +103,7 @@ def configure(c):
     c.Execute.kernel_manager_class = SandboxedKernelManager
     c.ClearSolutions.code_stub = ClearSolutions().code_stub | STUBS
     show_safely(c)
+    share_work()
 
 
 def course_directory(course):
@@ -117,6 +135,124 @@ def show_safely(c):
     c.GenerateFeedback.preprocessors = [GetGrades, CSSHTMLHeaderPreprocessor, WithoutHiddenTests]
     # Files that were handed in are served as they are, HTML too.
     SubmissionFilesHandler.set_extra_headers = forbid_scripts
+
+
+def share_work():
+    """Let graders work at once: autograding is for one at a time, and Formgrader goes by what others did.
+
+    nbgrader has no setting for either. It loads its configuration many times in a server.
+    """
+    from nbgrader.server_extensions.formgrader.base import BaseHandler
+
+    Autograde.start = autograde_alone
+    BaseHandler.on_finish = end_session
+
+
+def autograde_alone(converter):
+    """Autograde while no other grader of the course does, or collects.
+
+    Args:
+        converter: nbgrader's Autograde.
+    """
+    with alone(converter.coursedir, converter.log):
+        start_autograde(converter)
+
+
+def end_session(handler):
+    """Let no request find the transaction of another one, which may be old, or broken with its connection.
+
+    Formgrader has one session of the gradebook for all requests, and with it what it has read once. The
+    connection is closed as well: after a restart of the gradebook it would be the next request's.
+
+    Args:
+        handler: Formgrader's, whose request is answered.
+    """
+    gradebook, handler.settings["nbgrader_gradebook"] = handler.settings.get("nbgrader_gradebook"), None
+    if gradebook is not None:
+        gradebook.close()
+        # Only what could be closed is used again; otherwise nbgrader makes a new one.
+        handler.settings["nbgrader_gradebook"] = gradebook
+
+
+@contextmanager
+def alone(coursedir, log):
+    """Have other graders of the course wait: who does the same to the same students would undo it.
+
+    Args:
+        coursedir: nbgrader's CourseDirectory.
+        log: where to tell who has to wait.
+
+    Raises:
+        TimeoutError: in Formgrader, it takes another grader too long.
+    """
+    # Over NFS, only what is open for writing can be locked (flock(2)).
+    lock = os.open(Path(coursedir.root, LOCK), os.O_RDWR | os.O_CREAT, 0o660)
+    try:
+        # It is for all graders, whatever the umask of its owner says, who alone may change that.
+        with suppress(PermissionError):
+            os.fchmod(lock, 0o660)
+        wait_for(lock, log)
+        look_again(coursedir)
+        yield
+    finally:
+        os.close(lock)
+
+
+def wait_for(lock, log):
+    """Get a lock.
+
+    Args:
+        lock: descriptor of the file.
+        log: where to tell who has to wait.
+
+    Raises:
+        TimeoutError: in Formgrader, it takes another grader too long.
+    """
+    if try_lock(lock):
+        return
+    log.warning("Another grader collects or grades; waiting ...")
+    end = time.monotonic() + (PATIENCE if in_server() else float("inf"))
+    # Asked again and again, since over NFS waiting is no more than that, with longer and longer pauses.
+    while not try_lock(lock):
+        if time.monotonic() > end:
+            raise TimeoutError("another grader still collects or grades; try again later")
+        time.sleep(0.5)
+
+
+def try_lock(lock):
+    """Get a lock if nobody has it, and tell whether.
+
+    Args:
+        lock: descriptor of the file.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def in_server():
+    """Whether this is a server's loop, which answers nobody as long as something is waited for."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def look_again(coursedir):
+    """Have the node ask the storage for what others have just written, as it does when a directory is opened.
+
+    It would go by what it remembers of directories for a minute otherwise (nfs(5), acdirmax).
+
+    Args:
+        coursedir: nbgrader's CourseDirectory.
+    """
+    for step in (coursedir.submitted_directory, coursedir.autograded_directory):
+        place = Path(coursedir.format_path(step, ".", "."))
+        for pattern in ("*", f"{coursedir.student_id or '*'}/*"):
+            list(place.glob(pattern))
 
 
 @pass_context
@@ -227,6 +363,7 @@ class Submit(ExchangeSubmit):
         with (
             tempfile.TemporaryDirectory(prefix="submission-") as stage,
             tempfile.TemporaryDirectory(dir=box) as part,
+            self.listed_when_there(),
         ):
             self.inbound_path = stage
             super().copy_files()
@@ -234,6 +371,19 @@ class Submit(ExchangeSubmit):
             copy_plain(Path(stage, self.assignment_filename), made)
             open_to_group(made)
             made.rename(box / self.assignment_filename)
+
+    @contextmanager
+    def listed_when_there(self):
+        """Take what did not get into the box out of nbgrader's cache, by which it lists what is handed in."""
+        name = self.assignment_filename
+        entry = Path(self.cache_path, name.rsplit("+", 1)[0] if self.add_random_string else name)
+        before = entry.exists()
+        try:
+            yield
+        except BaseException:
+            if not before:
+                shutil.rmtree(entry, ignore_errors=True)
+            raise
 
 
 def open_to_group(directory):
@@ -263,9 +413,33 @@ class Collect(ExchangeCollect):
 
     def start(self):
         """Collect by way of a directory of links, as nbgrader wants to find submissions."""
-        with tempfile.TemporaryDirectory(prefix="collect-") as view:
+        with (
+            alone(self.coursedir, self.log),
+            tempfile.TemporaryDirectory(prefix="collect-") as view,
+        ):
             self._view = Path(view)
+            self.recover_all()
             return super().start()
+
+    def recover_all(self):
+        """Bring back what an interrupted collection of the assignment has left half done."""
+        places = Path(self.coursedir.format_path(self.coursedir.submitted_directory, ".", "."))
+        for student in sorted(places.glob("*")):
+            place = self.collected(student.name)
+            try:
+                if student.is_dir():
+                    recover(place)
+            except OSError as error:
+                self.log.warning("%s cannot be tidied up: %s", place, error)
+
+    def collected(self, student):
+        """Where the assignment is collected of a student.
+
+        Args:
+            student: name.
+        """
+        directory, assignment = self.coursedir.submitted_directory, self.coursedir.assignment_id
+        return Path(self.coursedir.format_path(directory, student, assignment))
 
     def init_src(self):
         """Link what is accepted, and let nbgrader choose each student's last one."""
@@ -276,7 +450,7 @@ class Collect(ExchangeCollect):
         self._inbound.mkdir(parents=True)
         self._due, self._found = self.due_date(), {}
         for box in sorted(self._boxes.iterdir()):
-            for submission in sorted(box.glob(f"*+{self.coursedir.assignment_id}+*")):
+            for submission in self.last_of(box):
                 try:
                     self.link(box, submission)
                 except RefusedError as reason:
@@ -285,6 +459,21 @@ class Collect(ExchangeCollect):
                     self.log.warning("%s is not collected: it cannot be read: %s", submission, error)
         self.root = str(self._view)
         super().init_src()
+
+    def last_of(self, box):
+        """What lies in a student's box for the assignment, and of very much only the last.
+
+        Args:
+            box: the student's box.
+        """
+        found = sorted(box.glob(f"*+{self.coursedir.assignment_id}+*"))
+        rest, last = found[:-MOST_SUBMISSIONS], found[-MOST_SUBMISSIONS:]
+        if rest:
+            self.log.warning(
+                "%s has too many submissions: %s are not looked at, only the last %s are",
+                *(box.name, len(rest), len(last)),
+            )
+        return last
 
     def due_date(self):
         """The assignment's due date, in UTC and without a zone; None if there is none."""
@@ -330,29 +519,70 @@ class Collect(ExchangeCollect):
             student: name.
             time: in UTC and without a zone.
         """
-        assignment, directory = self.coursedir.assignment_id, self.coursedir.submitted_directory
-        copy = self.coursedir.format_path(directory, student, assignment)
-        return Path(copy).is_dir() and self.coursedir.get_existing_timestamp(copy) != time
+        copy = self.collected(student)
+        return copy.is_dir() and self.coursedir.get_existing_timestamp(copy) != time
 
     def copy_files(self):
-        """Take the submissions one by one, so that none is in the way of the others.
-
-        nbgrader gets a copy. What was checked may have been exchanged since; nothing is lost then, for it
-        removes what it has only when there is something to take its place.
-        """
-        records = self.src_records
+        """Take the submissions one by one, so that none is in the way of the others."""
+        records, assignment = self.src_records, self.coursedir.assignment_id
         if not records:
-            super().copy_files()
+            super().copy_files()  # which says so
+            return
+        course = self.coursedir.course_id
+        self.log.info("Processing %s submissions of '%s' for course '%s'", len(records), assignment, course)
         for record in records:
-            with tempfile.TemporaryDirectory(prefix="submission-") as stage:
-                try:
-                    self.stage(record, Path(stage))
-                except (OSError, RefusedError) as error:
-                    submission, _ = self._found[record["filename"]]
-                    self.log.warning("%s is not collected: %s", submission, error)
+            try:
+                if self.is_wanted(record):
+                    self.take(record)
                     continue
-                self.src_records, self.inbound_path = [record], stage
-                super().copy_files()
+                reason = "No newer submission to collect"
+                if not self.update:
+                    reason = "Submission already exists, use --update to update"
+                self.log.info("%s: %s %s", reason, record["username"], assignment)
+            except (OSError, RuntimeError, RefusedError) as error:
+                submission, _ = self._found[record["filename"]]
+                self.log.warning("%s is not collected: %s", submission, error)
+
+    def is_wanted(self, record):
+        """Whether a submission is to be collected, as nbgrader's own copy_files says it.
+
+        Args:
+            record: nbgrader's.
+        """
+        place, new = self.collected(record["username"]), record["timestamp"]
+        if not place.is_dir():
+            return True
+        existing = self.coursedir.get_existing_timestamp(place)
+        if self.update and (existing is None or new > existing):
+            return True
+        return self.before_duedate and existing != new
+
+    def take(self, record):
+        """Collect a submission: all of it, or nothing.
+
+        nbgrader's own copy_files removes what was collected, and copies what takes its place to where it is
+        found at once: interrupted, half a submission would be one.
+
+        Args:
+            record: nbgrader's.
+
+        Raises:
+            OSError: it cannot be read or written.
+            RefusedError: it is not what it was when it was checked, or too large.
+            RuntimeError: it is too large for nbgrader.
+        """
+        student, assignment = record["username"], self.coursedir.assignment_id
+        place = self.collected(student)
+        with tempfile.TemporaryDirectory(prefix="submission-") as stage:
+            self.stage(record, Path(stage))
+            what = "Updating" if place.is_dir() else "Collecting"
+            self.log.info("%s submission: %s %s", what, student, assignment)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.do_copy(str(Path(stage, record["filename"])), str(beside(place, "new")))
+                replace(place)
+            finally:
+                recover(place)
 
     def stage(self, record, stage):
         """Copy a submission to where no student reaches it.
@@ -387,6 +617,52 @@ class RefusedError(Exception):
     """A submission that is not copied; the message says why."""
 
 
+def beside(place, kind):
+    """Where lies what takes the place of something, or what has lost it; nbgrader looks for no such name.
+
+    Args:
+        place: the path of what is collected.
+        kind: `new`, which is good for nothing until it gets its name, or `old`, which is whole.
+    """
+    return place.with_name(f".{place.name}.{kind}")
+
+
+def replace(place):
+    """Bring what is whole now to its place.
+
+    Args:
+        place: the path of what is collected.
+
+    Raises:
+        OSError: it could not be done; `recover` makes the best of it.
+    """
+    if place.exists():
+        place.rename(beside(place, "old"))
+    beside(place, "new").rename(place)
+
+
+def recover(place):
+    """Leave one thing at a place, which is whole, wherever a collection has ended.
+
+    Args:
+        place: the path of what is collected.
+
+    Raises:
+        OSError: that could not be done.
+    """
+    old, new = beside(place, "old"), beside(place, "new")
+    # A list is the storage's word, and what is known of a name may be a minute old: see look_again.
+    there = {path.name for path in place.parent.iterdir()}
+    if old.name in there and place.name not in there:
+        old.rename(place)
+    if new.name in there:
+        shutil.rmtree(new)
+    if {old.name, place.name} <= there:
+        # Its name goes first: half of it must not come back when there is nothing at the place one day.
+        old.rename(new)
+        shutil.rmtree(new)
+
+
 def refusal(box, submission, assignment):
     """Tell why a submission is not to be collected.
 
@@ -410,12 +686,43 @@ def refusal(box, submission, assignment):
         return "it is no directory"
     if found.st_uid != owner:
         return f"it belongs to {found.st_uid}, and not to {box.name}"
-    for directory, names, files in os.walk(submission, onerror=raise_it):
-        for name in (*names, *files):
-            mode = Path(directory, name).lstat().st_mode
-            if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-                return f"{name!r} in it is neither a file nor a directory"
+    try:
+        for entry in contents(submission):
+            if not entry.is_dir(follow_symlinks=False) and not entry.is_file(follow_symlinks=False):
+                return f"{entry.name!r} in it is neither a file nor a directory"
+    except RefusedError as reason:
+        return str(reason)
     return ""
+
+
+def contents(submission):
+    """Go through all that is in a submission, and no further than it may have it; symlinks are not followed.
+
+    Entries come as they are read, for there may be no end of them in one directory.
+
+    Args:
+        submission: its directory.
+
+    Yields:
+        An os.DirEntry for each.
+
+    Raises:
+        OSError: something cannot be read.
+        RefusedError: it has too much in it.
+    """
+    left, directories = MOST_FILES - 1, [(submission, 0)]  # it is one itself
+    while directories:
+        directory, depth = directories.pop()
+        if depth > MOST_DEPTH:
+            raise RefusedError(TOO_MANY)
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                left -= 1
+                if left < 0:
+                    raise RefusedError(TOO_MANY)
+                if entry.is_dir(follow_symlinks=False):
+                    directories.append((entry.path, depth + 1))
+                yield entry
 
 
 def time_in_name(submission):
@@ -437,8 +744,14 @@ def changed_at(submission):
 
     Args:
         submission: its directory.
+
+    Raises:
+        OSError: something cannot be read.
+        RefusedError: it has too much in it.
     """
-    changed = max(path.lstat().st_ctime for path in (submission, *submission.rglob("*")))
+    changed = submission.lstat().st_ctime
+    for entry in contents(submission):
+        changed = max(changed, entry.stat(follow_symlinks=False).st_ctime)
     return datetime.fromtimestamp(changed, UTC).replace(tzinfo=None)
 
 
@@ -492,7 +805,7 @@ def copy_plain(source, destination, directory=None, owner=None, size=None):
         inner = Path(place).relative_to(source)
         files_left -= 1 + len(files)
         if len(inner.parts) > MOST_DEPTH or files_left < 0:
-            raise RefusedError("it has too many files or directories")
+            raise RefusedError(TOO_MANY)
         check_owner(descriptor, owner)
         (destination / inner).mkdir()
         for name in files:
