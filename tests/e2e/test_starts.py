@@ -16,7 +16,7 @@ from cluster import Cluster, wait_for
 from hub import STOP_TIMEOUT, HubUser
 from stub import Student
 
-pytestmark = [pytest.mark.two_nodes, pytest.mark.disruptive]
+pytestmark = pytest.mark.disruptive
 
 NAMES = ["alice", "bob", "carol", "tina", "ada"]
 STARTS = 50
@@ -46,6 +46,7 @@ def side_by_side(students: list[Student], rounds: int, work: Callable[[Student],
             done.result()
 
 
+@pytest.mark.two_nodes
 def test_stop_and_start_at_once(students: list[Student]) -> None:
     """A start right after a stop gives the new server, never the dying one."""
 
@@ -75,6 +76,7 @@ def test_double_click_on_start(students: list[Student]) -> None:
     side_by_side(students, STARTS, once)
 
 
+@pytest.mark.two_nodes
 def test_start_and_cancel(students: list[Student]) -> None:
     """A start that is cancelled at any moment leaves nothing."""
     moments = random.Random(7)  # noqa: S311 - the same moments in every run
@@ -93,6 +95,7 @@ def test_start_and_cancel(students: list[Student]) -> None:
         student.assert_one_server()
 
 
+@pytest.mark.two_nodes
 def test_named_servers_side_by_side(students: list[Student]) -> None:
     """A second server has a service of its own, and its end is not the first one's."""
     student, value = students[0], uuid.uuid4().hex
@@ -110,6 +113,7 @@ def test_named_servers_side_by_side(students: list[Student]) -> None:
     student.assert_one_server()
 
 
+@pytest.mark.two_nodes
 @pytest.mark.parametrize("pause", [0.3, 1.5, 3.0])
 def test_a_hub_that_crashes_in_a_start_finds_its_way(students: list[Student], pause: float) -> None:
     """The hub is killed some time after the click; the next start gives exactly one server, the new one."""
@@ -124,6 +128,7 @@ def test_a_hub_that_crashes_in_a_start_finds_its_way(students: list[Student], pa
     student.assert_one_server()
 
 
+@pytest.mark.two_nodes
 def test_a_hub_that_crashes_in_a_stop_finds_its_way(students: list[Student]) -> None:
     """The hub is killed while a server takes its time to end; the next start gives exactly one server."""
     student = students[0]
@@ -138,6 +143,7 @@ def test_a_hub_that_crashes_in_a_stop_finds_its_way(students: list[Student]) -> 
     student.assert_one_server()
 
 
+@pytest.mark.two_nodes
 def test_no_service_and_no_volume_is_left_over(students: list[Student]) -> None:
     """After all that: one volume per mount and node at most, and no service without a server."""
     for student in students:
