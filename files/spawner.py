@@ -68,6 +68,8 @@ LABEL = "org.jupyterhub."
 SAFE = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"  # a name as part of a path or of a list
 NFS_PORT = 2049  # RFC 7530 3.1; Linux mounts it unless told otherwise
 ASK_AGAIN = 2  # seconds between two questions to a node whether it is there
+PROBE = 2  # seconds for a connection that only shows whether somebody is there
+LATE = 1  # seconds after which a time-out tells of a hub that stood still, and not of whom it asked
 OLD_NEWS = 60  # seconds after which the swarm itself knows of a lost node, or of one that is back
 REASON_FIRST = 2  # seconds for which a failed start's removal may hold up the reason
 REMOVE_AGAIN = [2, 4, 8, 16, 30, 60, 120, 240]  # seconds between attempts to remove what a failed start left
@@ -75,6 +77,7 @@ SLOW_END = 1  # seconds after which an account may have been locked or moved whi
 STORAGE_DOUBT = 4  # seconds of bad answers only, until the storage counts as gone
 OLD_DOUBT = 10  # seconds after which a bad answer says nothing about the next one
 SETTLE_MAX = 60  # seconds for which an answer of the account service may hold up a start
+NO_ANSWER = 599  # tornado's HTTP status for none
 WAS_LOST = 8  # seconds after which a request that got no answer is no more carried out by Docker
 CONNECT = 2  # seconds for a connection to Docker over the network: a lost manager does not refuse one
 ENDED = {"complete", "shutdown", "failed", "rejected", "remove", "orphaned"}
@@ -339,7 +342,7 @@ def node_address(node):
 
 
 async def listens(host, port, *, refusal=False):
-    """Whether a connection to a port comes about within 2 seconds.
+    """Whether a connection to a port comes about within `PROBE` seconds.
 
     Args:
         host: name or address.
@@ -347,7 +350,7 @@ async def listens(host, port, *, refusal=False):
         refusal: whether a refusal counts as well: somebody is there to refuse.
     """
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PROBE):
             _, writer = await asyncio.open_connection(host, port)
     except ConnectionRefusedError:
         return refusal
@@ -431,6 +434,7 @@ class NfsSwarmSpawner(SwarmSpawner):
     _watch = None
     _background: ClassVar = set()  # removals that nobody waits for
     _moved: ClassVar = {}  # when a task was last seen to leave `new`, or to run on a node
+    _accounts_answered: ClassVar = {}  # when the account service last did, by method
     _storage_good = 0.0  # when the account service last said so
     _storage_bad = (0.0, 0.0)  # since when it has not, and when it was last asked in vain
     _storage_asked = None  # the question that is under way
@@ -1109,7 +1113,11 @@ class NfsSwarmSpawner(SwarmSpawner):
         return self.check_account(await self.fetch_accounts("PUT", path, body))
 
     async def fetch_accounts(self, method, path, body=None):
-        """Ask the account service.
+        """Ask the account service, and ask again while it is only busy.
+
+        When a lecture begins, its answer to one of hundreds may come too late, or the hub itself stand still
+        until the time is over. Who has to be told that it is away is told by the first answer that stays out
+        while nobody else gets one.
 
         Args:
             method: HTTP method.
@@ -1122,6 +1130,37 @@ class NfsSwarmSpawner(SwarmSpawner):
         Raises:
             SpawnFailed: no answer, or one that is not a success.
         """
+        answered = self._accounts_answered
+        while True:
+            asked = time.monotonic()
+            try:
+                said = await self.request_accounts(method, path, body)
+            except HTTPClientError as error:
+                late = time.monotonic() - asked > self.accounts_timeout + LATE
+                if error.code != NO_ANSWER or not (late or answered.get(method, 0) > asked):
+                    raise self.explain_accounts(error) from error
+                self.log.warning("The account service is busy: %s for %s again", method, self._log_name)
+            except OSError as error:
+                raise SpawnFailed(NO_STORAGE, reason="storage", detail=f"account service: {error}") from error
+            else:
+                answered[method] = time.monotonic()
+                return said
+
+    async def request_accounts(self, method, path, body):
+        """Ask the account service once.
+
+        Args:
+            method: HTTP method.
+            path: path below `accounts_url`.
+            body: JSON value to send, or None.
+
+        Returns:
+            The answer's body.
+
+        Raises:
+            HTTPClientError: no answer in time, or one that is not a success.
+            OSError: no connection.
+        """
         client = AsyncHTTPClient(force_instance=True)
         try:
             response = await client.fetch(
@@ -1133,10 +1172,6 @@ class NfsSwarmSpawner(SwarmSpawner):
                 request_timeout=self.accounts_timeout,
             )
             return response.body
-        except HTTPClientError as error:
-            raise self.explain_accounts(error) from error
-        except OSError as error:
-            raise SpawnFailed(NO_STORAGE, reason="storage", detail=f"account service: {error}") from error
         finally:
             client.close()
 
@@ -2133,6 +2168,8 @@ class NfsSwarmSpawner(SwarmSpawner):
             known["asked"] = now
             if await listens(address, self.node_probe_port, refusal=True):
                 known.update(answered=True, since=None)
+            elif time.monotonic() - now > PROBE + LATE:
+                known["since"] = None
             elif known["answered"] and known["since"] is None:
                 known["since"] = now
         return time.monotonic() - known["since"] if known["since"] else 0

@@ -757,6 +757,56 @@ async def test_account_service_is_away(monkeypatch, swarm, error):
     assert "create_service" not in swarm.calls
 
 
+@pytest.mark.parametrize("busy", ["the service", "the hub"])
+async def test_a_busy_account_service_is_asked_again(monkeypatch, busy):
+    """Others get their answers meanwhile, or the hub stood still: nobody is told that the storage is away."""
+    spawner, asked = make(accounts_timeout=0.1), []
+    monkeypatch.setattr(Spawner, "fetch_accounts", NfsSwarmSpawner.fetch_accounts)
+    monkeypatch.setattr(Spawner, "_accounts_answered", {})
+    monkeypatch.setattr(module, "LATE", 0.1)
+
+    async def request(method, path, body):
+        asked.append((method, path))
+        if len(asked) == 1:
+            if busy == "the service":
+                await asyncio.sleep(0.01)
+                spawner._accounts_answered["PUT"] = module.time.monotonic()
+            else:
+                await asyncio.sleep(0.3)
+            raise HTTPClientError(599, "Timeout during request")
+        return json.dumps(ACCOUNT).encode()
+
+    monkeypatch.setattr(spawner, "request_accounts", request)
+    assert (await spawner.get_account())["uid"] == ACCOUNT["uid"]
+    assert asked == [("PUT", "/accounts/alice")] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "others"),
+    [
+        (HTTPClientError(599, "Timeout"), {}),
+        # that it is alive says nothing of the storage
+        (HTTPClientError(599, "Timeout"), {"GET": float("inf")}),
+        (HTTPClientError(599, "Timeout"), {"PUT": -1.0}),
+        (HTTPClientError(503, "no storage"), {"PUT": float("inf")}),
+        (ConnectionRefusedError(111, "refused"), {"PUT": float("inf")}),
+    ],
+)
+async def test_an_account_service_that_is_away_is_asked_once(monkeypatch, error, others):
+    spawner, asked = make(), []
+    monkeypatch.setattr(Spawner, "fetch_accounts", NfsSwarmSpawner.fetch_accounts)
+    monkeypatch.setattr(Spawner, "_accounts_answered", others)
+
+    async def request(*question):
+        asked.append(question)
+        raise error
+
+    monkeypatch.setattr(spawner, "request_accounts", request)
+    with pytest.raises(SpawnFailed, match=NO_STORAGE):
+        await spawner.get_account()
+    assert len(asked) == 1
+
+
 def test_accounts_token(tmp_path, monkeypatch):
     path = tmp_path / "token"
     path.write_text("from-file\n")
@@ -987,6 +1037,26 @@ async def test_node_falls_silent_during_the_start(swarm, monkeypatch):
     ]
     await asyncio.sleep(module.OLD_NEWS)
     assert get(await spec_of(spawner), placed) == ["node.labels.notebooks==true"]
+
+
+async def test_a_hub_that_stood_still_takes_no_node_for_silent(swarm, monkeypatch):
+    """Its own time-outs are over before it looks."""
+    answers = iter([True])
+
+    async def listens(*_, **__):
+        await asyncio.sleep(0.03)
+        return next(answers, False)
+
+    monkeypatch.setattr(module, "listens", listens)
+    monkeypatch.setattr(module, "ASK_AGAIN", 0)
+    monkeypatch.setattr(module, "PROBE", 0.01)
+    monkeypatch.setattr(module, "LATE", 0.01)
+    spawner = make(node_probe_port=443)
+    for _ in range(5):
+        assert await spawner.silence("node", "192.0.2.1") == 0
+    monkeypatch.setattr(module, "LATE", 1)
+    await spawner.silence("node", "192.0.2.1")
+    assert await spawner.silence("node", "192.0.2.1") > 0
 
 
 async def test_a_node_that_never_answers_is_left_to_the_swarm(swarm, monkeypatch):
