@@ -1061,8 +1061,9 @@ class Store:
             RefusedError: somebody has, or the files cannot be read.
         """
         own = re.compile(rf"^{re.escape(account.account)}:.*\n".encode(), re.MULTILINE)
-        # the number that it has, and those that it once had
-        left = rf"{retired_name(account.uid)}:|retired-(\d+):retired-\1%20{re.escape(account.account)}:"
+        # the number that it has, and the new one if it once had that
+        back = rf"{retired_name(uid)}:{retired_name(uid)}%20{re.escape(account.account)}"
+        left = rf"{retired_name(account.uid)}:|{back}:"
         retired = re.compile(rf"^(?:{left}).*\n".encode(), re.MULTILINE)
         try:
             passwd, group = own.sub(b"", self.passwd.read_bytes()), own.sub(b"", self.group.read_bytes())

@@ -1648,8 +1648,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         try:
             self.account = await self.get_account()
             answered = time.monotonic()
-            await clearing
-            if time.monotonic() - answered > SLOW_END:
+            if await clearing and time.monotonic() - answered > SLOW_END:
                 self.account = await self.get_account()
         finally:
             # without an account there is no start, and nothing of it may go on
@@ -1920,19 +1919,29 @@ class NfsSwarmSpawner(SwarmSpawner):
         self.clear_state()
 
     async def clear_services(self):
-        """Remove all services of this server, whoever left them, and wait until their tasks are gone."""
-        await self.remove_services()
-        await self.wait_gone()
+        """Remove all services of this server, whoever left them, and wait until their tasks are gone.
+
+        Returns:
+            Whether there was anything.
+        """
+        there = await self.remove_services()
+        return await self.wait_gone() or there
 
     async def find_services(self):
         """All services of this server. The label is a digest: an empty value would match every server."""
         return await self.docker("services", filters={"label": f"{LABEL}key={self.server_key}"})
 
     async def remove_services(self):
-        """Remove all services of this server."""
-        for service in await self.find_services():
+        """Remove all services of this server.
+
+        Returns:
+            Whether there were any.
+        """
+        services = await self.find_services()
+        for service in services:
             self.log.info("Removing service %s of %s", service["Spec"]["Name"], self._log_name)
             await self.remove_service(service["ID"])
+        return bool(services)
 
     async def remove_service(self, service_id):
         """Remove one service; that it is gone already is as good.
@@ -1970,7 +1979,11 @@ class NfsSwarmSpawner(SwarmSpawner):
                     self.log.warning("Removing service %s, of a server that is no more", found[service_id])
                     await self.remove_service(service_id)
                 strays = found.keys() - strays
-            except (DockerException, RequestException, SQLAlchemyError) as error:
+            except (DockerException, RequestException) as error:
+                self.log.warning("No look for left-over services: %s", error)
+            except SQLAlchemyError as error:
+                # the session is the whole hub's
+                self.user.db.rollback()
                 self.log.warning("No look for left-over services: %s", error)
 
     async def find_strays(self):
@@ -1981,7 +1994,10 @@ class NfsSwarmSpawner(SwarmSpawner):
             self.user.db.query(orm.User.name, orm.Spawner.name, orm.Spawner.state)
             .join(orm.User, orm.Spawner.user_id == orm.User.id)
             .filter(orm.Spawner.server_id.isnot(None))
+            .all()
         )
+        # no transaction stays open until the hub's next change: the database may be restarted in the meantime
+        self.user.db.commit()
         known = set()
         for user, server, state in rows:
             # the ID as well: users may be renamed while their servers run
@@ -2003,10 +2019,13 @@ class NfsSwarmSpawner(SwarmSpawner):
 
         Tasks on nodes that are down cannot be waited for: swarm removes them when the node is back.
 
+        Returns:
+            Whether there were any to wait for.
+
         Raises:
             SpawnFailed: a node that is up does not end its task within `stop_timeout`.
         """
-        deadline = time.monotonic() + self.stop_timeout
+        deadline, waited = time.monotonic() + self.stop_timeout, False
         async for _ in self.ticks():
             tasks = await self.docker("tasks", filters={"label": f"{LABEL}key={self.server_key}"})
             alive = [task for task in tasks if not task_ended(task)]
@@ -2018,7 +2037,8 @@ class NfsSwarmSpawner(SwarmSpawner):
                         await self.node_name(task),
                         self._log_name,
                     )
-                return
+                break
+            waited = True
             if self._starting:
                 self.stage(10, "Waiting until your previous server has ended")
             if time.monotonic() > deadline:
@@ -2028,6 +2048,7 @@ class NfsSwarmSpawner(SwarmSpawner):
                     reason="stop",
                     detail=f"after {self.stop_timeout:.0f} s",
                 )
+        return waited
 
     # -- looking --
 

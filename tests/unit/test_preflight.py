@@ -601,10 +601,11 @@ RULES = {
         {"hub_notebook_memory_guarantee": "512m"},
         "hub_notebook_memory_guarantee is 512m, which is no size such as 512M",
     ),
-    "a size in bytes": (
-        {"hub_notebook_memory_limit": 1073741824},
+    "a size without a unit": (
+        {"hub_notebook_memory_limit": "1073741824"},
         "hub_notebook_memory_limit is 1073741824, which is no size",
     ),
+    "sizes in bytes": ({"hub_notebook_memory_limit": 1073741824, "hub_notebook_memory_guarantee": 0}, None),
     "no sizes": ({"hub_notebook_memory_limit": "", "hub_notebook_memory_guarantee": ""}, None),
     "hub": ({"hub_notebook_image": "nonesuch"}, "and hub_course_grader_image name nonesuch"),
     "courses": ({"courses": [{"name": "Algo 1"}]}, "courses: 'Algo 1' is no name: small letters"),

@@ -335,6 +335,8 @@ def test_back_to_a_former_number(site: Site) -> None:
     assert site.owners() == before
     with pytest.raises(accounts.RefusedError, match="was an account's once"):
         site.step("plan", user="bob", uid=NEW)
+    with pytest.raises(accounts.RefusedError, match="was an account's once"):
+        site.step("plan", uid=OLD, gid=NEW)
     lines = site.group.read_text().splitlines()
     assert [line for line in lines if line.startswith("retired-")] == [
         f"retired-{NEW}:retired-{NEW}%20alice:{NEW}:"
