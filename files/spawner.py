@@ -1147,15 +1147,7 @@ class NfsSwarmSpawner(SwarmSpawner):
                 return said
 
     async def request_accounts(self, method, path, body):
-        """Ask the account service once.
-
-        Args:
-            method: HTTP method.
-            path: path below `accounts_url`.
-            body: JSON value to send, or None.
-
-        Returns:
-            The answer's body.
+        """Ask the account service once, with the arguments of `fetch_accounts`.
 
         Raises:
             HTTPClientError: no answer in time, or one that is not a success.
