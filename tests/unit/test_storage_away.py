@@ -47,6 +47,8 @@ def test_an_empty_mount_point_is_no_new_storage(tmp_path: Path) -> None:
     second = run(tmp_path, "nfs", "configure", **variables)
     assert second.returncode == 0, second.stdout
     assert "changed=0" in second.stdout
+    slash = run(tmp_path, "nfs", "configure", **variables | {"nfs_data_dir": f"{data}/"})
+    assert slash.returncode == 0, slash.stdout
 
     shutil.move(data, tmp_path / "disk")
     data.mkdir()
