@@ -32,6 +32,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import ldap3
 from jupyterhub.spawner import SpawnException
@@ -765,10 +766,12 @@ class CampusLDAPAuthenticator(LDAPAuthenticator):
         settings: dict[str, Any] = {"validate": ssl.CERT_REQUIRED}
         if self.ca_file:
             settings["ca_certs_file"] = self.ca_file
+        # A name and nothing else (RFC 6066, section 3): Active Directory hangs up on the whole URL.
+        name = urlsplit(host).hostname or host if "://" in host else host
         try:
-            ip_address(host)
+            ip_address(name)
         except ValueError:
-            settings["sni"] = host
+            settings["sni"] = name
         return ldap3.Tls(**settings | self.tls_kwargs)
 
     @staticmethod

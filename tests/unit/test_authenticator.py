@@ -682,3 +682,19 @@ def test_addresses(address, parts):
 @pytest.mark.parametrize(("strategy", "port"), [("on_connect", 636), ("before_bind", 389)])
 def test_ports(strategy, port):
     assert CampusLDAPAuthenticator(tls_strategy=TlsStrategy[strategy]).server_port == port
+
+
+@pytest.mark.parametrize(
+    ("host", "sni"),
+    [
+        ("dc1.example.org", "dc1.example.org"),
+        ("ldaps://dc1.example.org", "dc1.example.org"),
+        ("ldaps://dc1.example.org:636", "dc1.example.org"),
+        ("ldaps://192.0.2.1:636", None),
+        ("192.0.2.1", None),
+        ("ldaps://[2001:db8::1]", None),
+    ],
+)
+def test_tls_names_the_server_without_a_scheme(host, sni):
+    """Active Directory ends a connection that asks for `ldaps://...`; OpenLDAP takes it."""
+    assert CampusLDAPAuthenticator()._tls(host).sni == sni
