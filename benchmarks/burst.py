@@ -219,10 +219,12 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="record the cluster's latencies, and no more")
     parser.add_argument("--inventory", type=parse_inventory, default="inventories/lab")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 50, 200], help="numbers of users")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds that count, after a warm-up")
+    parser.add_argument("--rounds", type=int, help="rounds that count, after a warm-up (3; on the lab 1)")
     parser.add_argument("--latencies", type=Path, default=LATENCIES, help="what the stand-in takes")
     parser.add_argument("--name", help="name of the result")
     options = parser.parse_args()
+    if options.rounds is None:
+        options.rounds = 1 if options.lab else 3
     if options.record:
         record(options)
     elif options.lab:

@@ -1,6 +1,6 @@
 """Draw the last results, one SVG for each question, and copy their tables into README.md.
 
-Reads build/bench/NAME.json. A question without a result there keeps its plot and loses its tables.
+Reads build/bench/NAME.json. A question without a result there keeps its plot and its tables.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from benchmarks.report import RESULTS, Report, figure, median
 HERE = Path(__file__).parent
 README, PLOTS = HERE / "README.md", HERE / "plots"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+TITLE = "### "
 STYLE = Style(
     background="white",
     plot_background="white",
@@ -141,7 +142,7 @@ def section(report: Report) -> str:
     machine = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.machine.items())
     return "\n\n".join(
         [
-            f"### {report.name}",
+            f"{TITLE}{report.name}",
             f"![{report.name}](plots/{report.name}.svg)",
             f"{report.started} · {machine}",
             *report.notes,
@@ -149,6 +150,12 @@ def section(report: Report) -> str:
             table(report.goal_rows()),
         ]
     )
+
+
+def kept(figures: str) -> dict[str, str]:
+    """The sections that are there, by question."""
+    parts = [part.strip() for part in figures.split(TITLE)[1:]]
+    return {part.split("\n")[0]: TITLE + part for part in parts}
 
 
 def main(results: Path = RESULTS, readme: Path = README, plots: Path = PLOTS) -> None:
@@ -166,8 +173,9 @@ def main(results: Path = RESULTS, readme: Path = README, plots: Path = PLOTS) ->
         (plots / f"{name}.svg").write_text(svg(QUESTIONS[name](report)), encoding="utf-8")
     text = readme.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    body = "\n\n".join([BEGIN, *map(section, reports.values()), END])
+    old, _, after = rest.partition(END)
+    sections = {**kept(old), **{name: section(report) for name, report in reports.items()}}
+    body = "\n\n".join([BEGIN, *(sections[name] for name in QUESTIONS if name in sections), END])
     readme.write_text(before + body + after, encoding="utf-8")
     print(f"{plots}, {readme}")
 

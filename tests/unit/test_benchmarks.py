@@ -217,6 +217,16 @@ def test_readme_keeps_what_is_around_the_figures(drawn):
     assert "| N = 50: ours / upstream, starts a second | >= 2 | 2 | yes |" in text
 
 
+def test_a_question_that_was_not_measured_again_keeps_its_figures(drawn):
+    results, readme, _ = drawn
+    before = readme.read_text()
+    for path in results.glob("*.json"):
+        if path.stem != "files":
+            path.unlink()
+    plot.main(*drawn)
+    assert readme.read_text() == before
+
+
 def test_nothing_measured_leaves_the_readme_alone(tmp_path):
     with pytest.raises(SystemExit, match="no results"):
         plot.main(tmp_path, tmp_path / "README.md", tmp_path / "plots")
