@@ -72,7 +72,12 @@ PROBE = 2  # seconds for a connection that only shows whether somebody is there
 LATE = 1  # seconds after which a time-out tells of a hub that stood still, and not of whom it asked
 OLD_NEWS = 60  # seconds after which the swarm itself knows of a lost node, or of one that is back
 REASON_FIRST = 2  # seconds for which a failed start's removal may hold up the reason
-REMOVE_AGAIN = [2, 4, 8, 16, 30, 60, 120, 240]  # seconds between attempts to remove what a failed start left
+REMOVE_AGAIN = [
+    2,
+    4,
+    8,
+    16,
+]  # seconds between attempts to remove what a failed start left, before `sweep` does
 SLOW_END = 1  # seconds after which an account may have been locked or moved while an earlier server ended
 STORAGE_DOUBT = 4  # seconds of bad answers only, until the storage counts as gone
 OLD_DOUBT = 10  # seconds after which a bad answer says nothing about the next one
@@ -1035,7 +1040,7 @@ class NfsSwarmSpawner(SwarmSpawner):
     def labels(self):
         """Labels of the service and its container. `key` is what everything is found by."""
         return {
-            LABEL + "prefix": slug(self.prefix, 16),
+            LABEL + "prefix": printable(self.prefix),
             LABEL + "key": self.server_key,
             LABEL + "user": printable(self.user.name),
             LABEL + "server": printable(self.name or ""),
@@ -1596,7 +1601,7 @@ class NfsSwarmSpawner(SwarmSpawner):
             (host, port) on the servers' network.
 
         Raises:
-            SpawnFailed: with a sentence for the user. Nothing is left behind then.
+            SpawnFailed: with a sentence for the user. What the start has left is removed meanwhile.
         """
         self.begin_sweeping()
         lock = self.start_lock
@@ -1856,7 +1861,7 @@ class NfsSwarmSpawner(SwarmSpawner):
                     return
             except (DockerException, RequestException) as error:
                 self.log.warning("Service %s is left over: %s", name, error)
-        self.log.error("Service %s stays until the next start of %s", name, self._log_name)
+        self.log.error("Service %s of %s stays for now", name, self._log_name)
 
     async def clean_up(self, name, creating):
         """Remove the service of a start that was cancelled, and wait until its container is gone.
@@ -1887,7 +1892,7 @@ class NfsSwarmSpawner(SwarmSpawner):
         return task
 
     async def settle(self):
-        """Wait until the removal after an earlier start is through."""
+        """Wait until the removal after an earlier start is through, for `stop_timeout` at most."""
         if self._cleanup is not None:
             await asyncio.wait([self._cleanup], timeout=self.stop_timeout)
             self._cleanup = None
@@ -1980,7 +1985,7 @@ class NfsSwarmSpawner(SwarmSpawner):
 
     async def find_strays(self):
         """Services of this hub that belong to no server in its database, as ID → name."""
-        ours = (LABEL + "prefix", slug(self.prefix, 16))
+        ours = (LABEL + "prefix", printable(self.prefix))
         services = await self.docker("services", filters={"label": "=".join(ours)})
         rows = (
             self.user.db.query(orm.User.name, orm.Spawner.name, orm.Spawner.state)
@@ -2048,7 +2053,8 @@ class NfsSwarmSpawner(SwarmSpawner):
         """Whether the server runs.
 
         Returns:
-            None while it runs, starts, or Docker cannot tell; else its exit code, or 0 if that is unknown.
+            None while it runs, starts, or Docker cannot tell; 0 if there is nothing of it; else its exit
+            code, or 1 if that is 0, since nobody asked it to end, or unknown.
         """
         self.begin_sweeping()
         if self._given_up:

@@ -1440,6 +1440,12 @@ def keep(database, spawner, server=None):
     return row
 
 
+def test_hubs_with_similar_prefixes_tell_their_services_apart():
+    """Names have room for the beginning only; a label has it all."""
+    one, other = (make(prefix=f"campus-jupyterhub-{number}") for number in (1, 2))
+    assert one.labels[module.LABEL + "prefix"] != other.labels[module.LABEL + "prefix"]
+
+
 async def test_services_that_belong_to_no_server_are_removed(swarm, database, monkeypatch, caplog):
     """What a stop without a leader left; all others stay, another hub's too."""
     monkeypatch.setattr(User, "db", database)
