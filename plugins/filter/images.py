@@ -212,6 +212,50 @@ def images_references(plan: list[dict[str, Any]], repository: str, digests: dict
     }
 
 
+def images_to_remove(
+    images: list[dict[str, Any]], containers: list[dict[str, Any]], repository: str, wanted: list[str]
+) -> list[dict[str, str]]:
+    """Choose the images of earlier runs among those of a node.
+
+    Args:
+        images: As the engine lists them (Docker API, `GET /images/json`).
+        containers: As the engine lists them (Docker API, `GET /containers/json`), stopped ones too.
+        repository: What stands before the images' names.
+        wanted: References that are kept.
+
+    Returns:
+        `id` and `name` of each. An image that somebody gave another name as well is not among them.
+    """
+    used = {container["ImageID"] for container in containers}
+    found = []
+    for image in images:
+        names = [*(image.get("RepoDigests") or []), *(image.get("RepoTags") or [])]
+        names = [name for name in names if not name.startswith("<none>")]
+        ours = [name for name in names if name.startswith(f"{repository}/")]
+        if ours and ours == names and image["Id"] not in used and not set(ours) & set(wanted):
+            found.append({"id": image["Id"], "name": ours[0]})
+    return found
+
+
+def registry_tags_to_remove(paths: list[str], kept: list[str]) -> list[str]:
+    """Choose the tags of earlier runs among the directories of a registry.
+
+    Args:
+        paths: Directories below its repositories, which are laid out as
+            `NAME/_manifests/tags/TAG` (distribution, registry/storage/paths.go).
+        kept: Images that stay, as NAME:TAG.
+
+    Returns:
+        Directories of tags.
+    """
+    found = []
+    for path in paths:
+        parts = Path(path).parts
+        if parts[-3:-1] == ("_manifests", "tags") and f"{parts[-4]}:{parts[-1]}" not in kept:
+            found.append(path)
+    return sorted(found)
+
+
 class FilterModule:
     """Ansible's entry point."""
 
@@ -226,4 +270,6 @@ class FilterModule:
             "images_plan": images_plan,
             "images_references": images_references,
             "images_to_build": images_to_build,
+            "images_to_remove": images_to_remove,
+            "registry_tags_to_remove": registry_tags_to_remove,
         }

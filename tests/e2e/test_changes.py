@@ -43,3 +43,39 @@ def test_an_idle_server_is_stopped(cluster: Cluster, user: Callable[[str], HubUs
     assert cluster.notebook("alice") is None
     _, account = cluster.accounts("GET", "/accounts/alice")
     assert cluster.storage.run("cat", f"{cluster.storage_dir}{account['home']}/kept.txt") == "kept"
+
+
+def test_images_of_earlier_runs_are_removed(cluster: Cluster) -> None:
+    """From a node and from the registry; what servers need stays, and so does what is not the cluster's."""
+    node = cluster.storage
+    notebook = next(
+        name
+        for name in cluster.docker("image", "ls", "--format", "{{.Repository}}").split()
+        if name.endswith("/campus/notebook")
+    )
+    for name in (f"{notebook}:earlier", "somebody/notebook:earlier"):
+        node.run("sh", "-c", f"echo {name} > /tmp/earlier; tar -C /tmp -c earlier | docker import - {name}")
+    node.run("docker", "push", f"{notebook}:earlier", timeout=120)
+
+    def images() -> set[str]:
+        return set(node.run("docker", "image", "ls", "--no-trunc", "--quiet").split())
+
+    def named(name: str) -> str:
+        return node.run("docker", "image", "ls", "--quiet", name).strip()
+
+    before = images()
+    check = cluster.playbook("clean_images.yml", "--check")
+    assert images() == before
+    recap = cluster.playbook("clean_images.yml")
+    assert all(sum(host["changed"] for host in done.values()) > 0 for done in (check, recap))
+    assert len(before - images()) == 1
+    assert not named(f"{notebook}:earlier")
+    assert named("somebody/notebook:earlier")
+    tags = f"{cluster.value('registry_data_dir', '/srv/campus-jupyterhub/registry')}/docker/registry/v2"
+    assert "earlier" not in node.run("ls", f"{tags}/repositories/campus/notebook/_manifests/tags").split()
+    again = cluster.playbook("clean_images.yml")
+    assert sum(host["changed"] for host in again.values()) == 0
+    # all that the cluster wants is in the registry still
+    site = cluster.playbook("site.yml", "--check", "--extra-vars", json.dumps(IDLE))
+    assert sum(host["changed"] for host in site.values()) == 0
+    node.run("docker", "image", "rm", "somebody/notebook:earlier")
