@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -20,6 +21,10 @@ KERNELS = SPEC["images_kernels"]["choices"]
 NOTEBOOK = ROOT / "files/images/notebook"
 # Contexts that are built only if images_extra names them.
 OVERLAYS = {"docker-stacks-overlay", "ihaskell-overlay"}
+
+FILTERS = importlib.util.spec_from_file_location("images_filter", ROOT / "plugins/filter/images.py")
+filters = importlib.util.module_from_spec(FILTERS)
+FILTERS.loader.exec_module(filters)
 
 
 def plan(**variables: Any) -> dict[str, dict[str, Any]]:
@@ -161,3 +166,50 @@ def test_a_base_system_that_failed_is_not_imported(tmp_path: Path) -> None:
     )
     assert (made.returncode, made.stdout) == (3, "")
     assert not rootfs.exists()
+
+
+def test_another_serial_reaches_debians_packages() -> None:
+    """The build cache takes a line for known unless an argument before it is another one."""
+    lines = (ROOT / "files/images/base/Dockerfile").read_text().splitlines()
+    run = next(number for number, line in enumerate(lines) if line.startswith("RUN"))
+    assert "ARG SERIAL=" in lines[:run]
+    build = (ROLE / "tasks/image.yml").read_text()
+    assert "'SERIAL': images_serial | string" in build
+
+
+def test_images_of_earlier_runs_on_a_node() -> None:
+    """What is in use, wanted, somebody else's or known to somebody under another name stays."""
+    ours = "192.0.2.1:5000/campus"
+
+    def image(number: int, *digests: str, tags: list[str] | None = None) -> dict[str, Any]:
+        return {"Id": f"sha256:{number}", "RepoDigests": [*digests], "RepoTags": tags}
+
+    images = [
+        image(1, f"{ours}/hub@sha256:old"),
+        image(2, f"{ours}/hub@sha256:new"),
+        image(3, f"{ours}/notebook@sha256:used"),
+        image(4, "elsewhere/hub@sha256:old"),
+        image(5, f"{ours}/notebook@sha256:kept", tags=["mine:1"]),
+        image(6, tags=[f"{ours}/notebook:old", f"{ours}/notebook:older"]),
+        image(7, tags=["<none>:<none>"]),
+        {"Id": "sha256:8", "RepoDigests": None, "RepoTags": None},
+    ]
+    found = filters.images_to_remove(images, [{"ImageID": "sha256:3"}], ours, [f"{ours}/hub@sha256:new"])
+    assert found == [
+        {"id": "sha256:1", "name": f"{ours}/hub@sha256:old"},
+        {"id": "sha256:6", "name": f"{ours}/notebook:old"},
+    ]
+
+
+def test_tags_of_earlier_runs_in_the_registry() -> None:
+    root = "/srv/registry/docker/registry/v2/repositories/campus"
+    paths = [
+        f"{root}/hub",
+        f"{root}/hub/_manifests/tags",
+        f"{root}/hub/_manifests/tags/old",
+        f"{root}/hub/_manifests/tags/new",
+        f"{root}/proxy/_manifests/tags/new",
+        f"{root}/hub/_layers/sha256/new",
+    ]
+    found = filters.registry_tags_to_remove(paths, ["hub:new"])
+    assert found == [f"{root}/hub/_manifests/tags/old", f"{root}/proxy/_manifests/tags/new"]
