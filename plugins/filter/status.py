@@ -128,8 +128,8 @@ def storage_lines(storage):
     ]
 
 
-def certificates_lines(certificates, now):
-    """Return the table of certificates."""
+def certificates_lines(certificates, remedies, now):
+    """Return the table of certificates, with a remedy for those that end soon."""
     rows = [["CERTIFICATE", "VALID UNTIL", "LEFT"]]
     for name, not_after in certificates.items():
         if not not_after:
@@ -137,7 +137,8 @@ def certificates_lines(certificates, now):
             continue
         end = calendar.timegm(time.strptime(not_after, "%Y%m%d%H%M%SZ"))
         days = int((end - now) // 86400)
-        left = "EXPIRED" if end < now else f"{days} days{' (make run)' if days < SOON_DAYS else ''}"
+        hint = f" ({remedies.get(name, 'make run')})" if days < SOON_DAYS else ""
+        left = "EXPIRED" if end < now else f"{days} days{hint}"
         rows.append([name, time.strftime("%Y-%m-%d", time.gmtime(end)), left])
     return table("Certificates", rows)
 
@@ -150,7 +151,7 @@ def hub_lines(hub, url):
     return [f"Hub: {url} does not answer ({why})", ""]
 
 
-def status_report(servers, addresses, certificates, url, now):
+def status_report(servers, addresses, certificates, url, remedy, now):
     """Return the page.
 
     Args:
@@ -158,6 +159,7 @@ def status_report(servers, addresses, certificates, url, now):
         addresses (dict[str, str]): the hosts' addresses in the swarm.
         certificates (dict[str, str]): until when each is valid, empty if it is missing.
         url (str): where the hub is opened.
+        remedy (str): what to do when the certificate that browsers are shown ends soon.
         now (float): seconds since 1970.
 
     Returns:
@@ -173,7 +175,7 @@ def status_report(servers, addresses, certificates, url, now):
         lines += services_lines(swarm)
     lines += images_lines(servers, swarm, now)
     lines += storage_lines(first(servers, "storage"))
-    lines += certificates_lines(certificates, now)
+    lines += certificates_lines(certificates, {url: remedy}, now)
     lines += hub_lines(first(servers, "hub"), url)
     for host, answer in silent.items():
         why = str(answer.get("msg") or "not asked").strip().splitlines()[-1].rpartition("ssh: ")[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import importlib.util
 import json
 import pathlib
@@ -11,6 +12,9 @@ import sys
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -584,6 +588,23 @@ def test_an_inventory_without_the_groups_is_no_deployment(tmp_path, inventory):
         assert f"{path} has no hosts in the groups managers and swarm: is it the path" in text
 
 
+def site_pair(days: int = 90, passphrase: str = "") -> dict[str, str]:
+    """The site's own certificate, which ends in so many days, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hub.example.org")])
+    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(end - datetime.timedelta(days=90)).not_valid_after(end)
+    secret = (
+        serialization.BestAvailableEncryption(passphrase.encode())
+        if passphrase
+        else serialization.NoEncryption()
+    )
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret)
+    certificate = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    return {"edge_tls": "site", "edge_certificate": certificate.decode(), "edge_key": private.decode()}
+
+
 CLUSTERS = ("test", "two_nodes")
 RULES = {
     "as it is": ({}, None),
@@ -610,6 +631,10 @@ RULES = {
     "hub": ({"hub_notebook_image": "nonesuch"}, "and hub_course_grader_image name nonesuch"),
     "courses": ({"courses": [{"name": "Algo 1"}]}, "courses: 'Algo 1' is no name: small letters"),
     "edge": ({"edge_tls": "site", "edge_key": ""}, "edge_certificate and edge_key must hold"),
+    "the site's pair": (site_pair(), None),
+    "the old key": (site_pair() | {"edge_key": site_pair()["edge_key"]}, "edge_key is not the key of"),
+    "a passphrase": (site_pair(passphrase="secret"), "or has a passphrase"),
+    "the old certificate": (site_pair(days=-1), "edge_certificate was valid until"),
 }
 
 

@@ -143,12 +143,19 @@ def answers() -> dict[str, Any]:
 
 
 ADDRESSES = {"node1": "192.0.2.11", "three": "192.0.2.13"}
-CERTIFICATES = {"ca": "20400101000000Z", "edge": "20270120000000Z", "old": "20260101000000Z", "registry": ""}
+URL = "https://hub.test/"
+CERTIFICATES = {
+    URL: "20270121000000Z",
+    "ca": "20400101000000Z",
+    "edge": "20270120000000Z",
+    "old": "20260101000000Z",
+    "registry": "",
+}
 
 
 def page(servers: dict[str, Any]) -> list[str]:
     """The lines of the page, with single spaces."""
-    text = status.status_report(servers, ADDRESSES, CERTIFICATES, "https://hub.test/", NOW)
+    text = status.status_report(servers, ADDRESSES, CERTIFICATES, URL, "ask your CA", NOW)
     assert text.endswith("\n")
     assert max(map(len, text.splitlines())) < 160
     return [" ".join(line.split()) for line in text.splitlines()]
@@ -170,6 +177,7 @@ def test_the_page():
     assert "5 accounts, 1 of them locked; 4 homes; 2 archives" in lines
     assert "ca 2040-01-01 4733 days" in lines
     assert "edge 2027-01-20 4 days (make run)" in lines
+    assert "https://hub.test/ 2027-01-21 5 days (ask your CA)" in lines
     assert "old 2026-01-01 EXPIRED" in lines
     assert "registry missing" in lines
     assert "Hub: https://hub.test/ answers in 0.04 s" in lines
