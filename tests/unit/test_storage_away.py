@@ -66,6 +66,11 @@ def test_an_empty_mount_point_is_no_new_storage(tmp_path: Path) -> None:
     assert not (data / "homes/.campus-storage").exists()
 
     (tmp_path / "etc/ganesha.conf").unlink()
+    elsewhere = run(tmp_path, "nfs", "configure", **variables, nfs_accounts_given=True)
+    assert elsewhere.returncode == 2
+    assert "and the cluster has accounts already: bring the storage there first" in elsewhere.stdout
+    assert not (data / "homes/.campus-storage").exists()
+
     anew = run(tmp_path, "nfs", "configure", **variables)
     assert anew.returncode == 0, anew.stdout
 
