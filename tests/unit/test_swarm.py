@@ -61,11 +61,13 @@ def plan(changes: dict[str, dict[str, Any]], members: list[dict[str, Any]] | Non
         "reform": ask("__swarm_reform"),
         "join": [host for host in HOSTS if ask("__swarm_outsider", host)],
         "forget": [line["ID"] for line in ask("__swarm_stale")],
+        "strangers": [line["ID"] for line in ask("__swarm_strangers")],
+        "ended": ask("__swarm_ended | length > 0 and __swarm_acting | length == 0"),
     }
 
 
 BARE = {"id": "", "state": "inactive", "manager": False}
-WHOLE = {"leader": "m1", "reform": False, "join": [], "forget": []}
+WHOLE = {"leader": "m1", "reform": False, "join": [], "forget": [], "strangers": [], "ended": False}
 CASES = {
     "whole": ({}, None, WHOLE),
     "bare": (dict.fromkeys(HOSTS, BARE), [], WHOLE | {"join": ["m2", "w1"]}),
@@ -78,12 +80,12 @@ CASES = {
     "the first manager was reset": (
         {"m1": BARE},
         None,
-        {"leader": "m2", "reform": False, "join": ["m1"], "forget": ["id-m1"]},
+        WHOLE | {"leader": "m2", "join": ["m1"], "forget": ["id-m1"]},
     ),
     "the first manager has another address": (
         {"m1": {"moved": True}},
         None,
-        {"leader": "m2", "reform": False, "join": ["m1"], "forget": ["id-m1"]},
+        WHOLE | {"leader": "m2", "join": ["m1"], "forget": ["id-m1"]},
     ),
     "all have other addresses": (
         {host: {"moved": True} for host in HOSTS},
@@ -104,6 +106,16 @@ CASES = {
         {},
         [member("m1"), member("m2", Spec={"Role": "worker"}), member("w1")],
         WHOLE | {"join": ["m2"], "forget": ["id-m2"]},
+    ),
+    "a member that left the inventory": (
+        {},
+        [member(host) for host in [*HOSTS, "m3"]],
+        WHOLE | {"strangers": ["id-m3"]},
+    ),
+    "all were off until their certificates had run out": (
+        dict.fromkeys(MANAGERS, {"id": "", "state": "error", "manager": False, "error": "expired"}),
+        [],
+        WHOLE | {"join": ["m2", "w1"], "ended": True},
     ),
     "a join that did not end": (
         {"w1": {"id": "", "state": "pending"}},
