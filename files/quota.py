@@ -8,9 +8,12 @@ and sets with the programs of the package `quota`. The file system has to be mou
 The configuration is a JSON object:
 
 - ``directory``: where the exports and the accounts are (roles/nfs, nfs_data_dir);
-- ``default``: KiB that the files of every account may take together, 0 for no limit;
+- ``default``: KiB that the files of every account may take together; 0 if that is not set, and then who is
+  in none of the groups has no limit;
 - ``groups``: group to KiB for its members. Who is in several has the largest, the default among them; 0 is
-  no limit.
+  no limit, and larger than any.
+
+A limit of inodes goes with each: see KIB_PER_INODE.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import argparse
 import csv
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -39,6 +43,9 @@ RETRY_SECONDS = 30.0
 AGAIN_SECONDS = 600.0
 # Below are system accounts, as in accounts.py.
 MIN_UID = 1000
+# An empty file takes no block, but one of the inodes that all users share. ext4 has one for each 16 KiB (the
+# default inode_ratio of mke2fs.conf(5), up to 4 TiB), so that a share of the space is the same share of them.
+KIB_PER_INODE = 16
 
 
 class QuotaError(Exception):
@@ -73,15 +80,28 @@ def complete_lines(path: Path, count: int) -> Iterator[list[str]]:
 
 
 def limit_of(groups: list[int], default: int) -> int:
-    """What somebody may have, in KiB: the largest of all; 0, no limit, is larger than any.
+    """What somebody may have.
 
     Args:
-        groups: Limits of the groups that have one.
-        default: What all may have.
+        groups: KiB of each of his groups that is in the configuration; 0, no limit, is larger than any.
+        default: KiB that all may have; 0 if none is set, which then takes no part.
+
+    Returns:
+        The largest of them in KiB, 0 for no limit.
     """
     if not groups:
         return default
     return 0 if 0 in groups else max([*groups, default])
+
+
+def with_inodes(kib: int) -> tuple[int, int]:
+    """What is set for somebody: KiB, and how many files and directories, 0 for no limit of either.
+
+    Args:
+        kib: What he may have, 0 for no limit.
+    """
+    # Rounded up, since the smallest limit must not become none.
+    return kib, math.ceil(kib / KIB_PER_INODE)
 
 
 def wanted(config: dict[str, Any]) -> dict[int, int]:
@@ -149,11 +169,14 @@ def run(command: list[str], stdin: str = "") -> str:
     return done.stdout
 
 
-def current(mount: str) -> dict[int, int]:
-    """What is set now: UID to KiB, of all users that have files or a limit.
+def current(mount: str) -> dict[int, tuple[int, int]]:
+    """What is set now.
 
     Args:
         mount: Mount point of the file system.
+
+    Returns:
+        UID to KiB and inodes as in `with_inodes`, of all users that have files or a limit.
 
     Raises:
         QuotaError: It has no quotas, or they are off.
@@ -165,7 +188,9 @@ def current(mount: str) -> dict[int, int]:
         )
     # repquota(8): with -v those who have a limit and no file, too; with -n users are numbers behind a #.
     rows = csv.DictReader(run(["repquota", "-v", "-u", "-n", "-O", "csv", mount]).splitlines())
-    return {int(row["User"].lstrip("#")): int(row["BlockHardLimit"]) for row in rows}
+    return {
+        int(row["User"].lstrip("#")): (int(row["BlockHardLimit"]), int(row["FileHardLimit"])) for row in rows
+    }
 
 
 def apply(config: dict[str, Any]) -> int:
@@ -183,10 +208,11 @@ def apply(config: dict[str, Any]) -> int:
     """
     mount = mount_point(config["directory"])
     there = current(mount)
-    changes = {uid: limit for uid, limit in wanted(config).items() if there.get(uid, 0) != limit}
+    limits = {uid: with_inodes(kib) for uid, kib in wanted(config).items()}
+    changes = {uid: limit for uid, limit in limits.items() if there.get(uid, (0, 0)) != limit}
     if changes:
         # setquota(8): id, soft and hard limit of blocks of 1 KiB, the same of inodes.
-        lines = [f"{uid} 0 {limit} 0 0\n" for uid, limit in sorted(changes.items())]
+        lines = [f"{uid} 0 {kib} 0 {inodes}\n" for uid, (kib, inodes) in sorted(changes.items())]
         run(["setquota", "--batch", "-u", mount], "".join(lines))
         log.info("Set the quotas of %d accounts.", len(changes))
     return len(changes)

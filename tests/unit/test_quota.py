@@ -31,8 +31,9 @@ odd-0123456789ab:Odd%20Group:20005:alice
 # What repquota and setquota do, with a file of limits for a file system.
 REPQUOTA = """#!/bin/sh
 [ ! -e "$BROKEN" ] || { echo "repquota: Mountpoint not found or has no quota enabled." >&2; exit 1; }
-echo User,BlockStatus,FileStatus,BlockUsed,BlockSoftLimit,BlockHardLimit,BlockGrace
-while read -r uid _ hard _; do echo "#$uid,ok,ok,4,0,$hard,"; done < "$LIMITS"
+blocks=BlockUsed,BlockSoftLimit,BlockHardLimit,BlockGrace
+echo User,BlockStatus,FileStatus,$blocks,FileUsed,FileSoftLimit,FileHardLimit,FileGrace
+while read -r uid _ hard _ inodes; do echo "#$uid,ok,ok,4,0,$hard,,1,0,$inodes,"; done < "$LIMITS"
 """
 QUOTAON = """#!/bin/sh
 [ ! -e "$OFF" ] || { echo "user quota on $3 (/dev/sda1) is off"; exit 0; }
@@ -90,13 +91,33 @@ def test_the_largest_of_the_groups_holds(storage, settings, limits):
 
 def test_only_what_differs_is_set(storage):
     """And nothing of users who have no account."""
-    (storage / "limits").write_text("0 0 0 0 0\n1000 0 77 0 0\n100001 0 9 0 0\n")
+    (storage / "limits").write_text("0 0 0 0 0\n1000 0 77 0 0\n100001 0 9 0 1\n")
     settings = config(storage, nbgrader_algo1=9, nbgrader_db1=5)
     assert quota.apply(settings) == 1
-    assert (storage / "limits").read_text().splitlines()[3:] == ["100000 0 5 0 0"]
+    assert (storage / "limits").read_text().splitlines()[3:] == ["100000 0 5 0 1"]
     assert quota.apply(settings) == 0
     calls = (storage / "limits.calls").read_text().splitlines()
     assert calls == [f"--batch -u {quota.mount_point(str(storage))}"]
+
+
+def test_inodes_are_shared_as_the_space_is(storage):
+    """One for each 16 KiB, and one at least; without a quota there is no limit of them either."""
+    quota.apply(config(storage, nbgrader_algo1=5 * 2**20, nbgrader_db1=17))
+    assert (storage / "limits").read_text().splitlines() == [
+        "100000 0 17 0 2",
+        f"100001 0 {5 * 2**20} 0 {5 * 2**30 // 16384}",
+    ]
+    assert quota.with_inodes(1) == (1, 1)
+    assert quota.with_inodes(0) == (0, 0)
+
+
+def test_a_quota_without_a_limit_of_inodes_is_set_again(storage):
+    """An older version has left it like that."""
+    (storage / "limits").write_text("100001 0 160 0 0\n")
+    settings = config(storage, nbgrader_algo1=160)
+    assert quota.apply(settings) == 1
+    assert (storage / "limits").read_text().splitlines()[1:] == ["100001 0 160 0 10"]
+    assert quota.apply(settings) == 0
 
 
 def test_no_quotas_any_more_are_lifted(storage):
@@ -146,13 +167,13 @@ def test_new_members_and_new_settings_are_seen(storage):
             time.sleep(0.05)
 
     try:
-        last("100001 0 9 0 0")
+        last("100001 0 9 0 1")
         with (storage / "accounts/group").open("a") as file:
             file.write("nbgrader-algo1:x:20003:alice\n")
-        last("100000 0 9 0 0")
+        last("100000 0 9 0 1")
         path.with_suffix(".new").write_text(json.dumps(config(storage, default=11, nbgrader_algo1=9)))
         Path(path.with_suffix(".new")).replace(path)
-        last("100001 0 11 0 0")
+        last("100001 0 11 0 1")
     finally:
         process.kill()
         process.wait()
