@@ -116,6 +116,7 @@ class CourseSpawner(NfsSwarmSpawner):
         config=True,
         help="""
         The courses, each a dict with the fields of `Course`: `name`, and what differs from the site's own.
+        The start page asks for a course instead of one of `allowed_images`, which only the REST API chooses.
         """,
     )
 
@@ -166,6 +167,7 @@ class CourseSpawner(NfsSwarmSpawner):
         self._table = []
         super().__init__(**kwargs)
         self.course, self.role = None, None
+        self._refused = False
 
     # -- whose --
 
@@ -199,16 +201,30 @@ class CourseSpawner(NfsSwarmSpawner):
 
     # -- the start page --
 
-    def course_form(self, _spawner=None):
-        """The start page's question: which course? Empty when there is nothing to choose."""
+    @property
+    def choices(self):
+        """What a start can be for, as (course, role); (None, None) is for none. See `choose_course`."""
         mine = self.my_courses
-        if len(mine) < 2 or self.name in mine:
+        if self.name in mine:
+            return [mine[self.name]]
+        return list(mine.values()) if len(mine) == 1 else [*mine.values(), (None, None)]
+
+    def course_form(self, _spawner=None):
+        """The start page's question: which course?
+
+        Empty when there is nothing to choose: the hub starts a server at once then. Not so when it asks after
+        a refusal, since it would start something else than what was wanted, and tell nobody.
+        """
+        refused, self._refused = self._refused, False
+        choices = self.choices
+        if len(choices) == 1 and not refused:
             return ""
         entries = [
             (course.name, course.title or course.name, self.describe_course(course, role))
-            for course, role in mine.values()
+            if course
+            else ("", "No course", "Your own files only.")
+            for course, role in choices
         ]
-        entries.append(("", "No course", "Your own files only."))
         rows = "".join(
             f'<div class="form-check mb-2"><input class="form-check-input" type="radio" name="course" '
             f'id="course-{number}" value="{escape(name)}"{" checked" if number == 0 else ""}>'
@@ -257,6 +273,22 @@ class CourseSpawner(NfsSwarmSpawner):
                 status_code=403,
             )
         return {"course": wanted}
+
+    def options_from_query(self, query_data):
+        """What the start page's address asks for.
+
+        Args:
+            query_data: lists of texts by field, without their `opt-`.
+
+        Raises:
+            SpawnFailed: the user does not have the course that was asked for.
+        """
+        try:
+            return super().options_from_query(query_data)
+        except SpawnFailed:
+            # For the form, which the hub asks for next, and shows with the reason.
+            self._refused = True
+            raise
 
     # -- what a server gets --
 

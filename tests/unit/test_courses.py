@@ -5,6 +5,8 @@ import importlib.util
 import json
 import logging
 import os
+import re
+import runpy
 import shutil
 import stat
 import sys
@@ -14,13 +16,14 @@ import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from unittest.mock import MagicMock
+from unittest.mock import AsyncMock, MagicMock
 
 import accounts
 import courses as module
 import pytest
 import yaml
 from courses import Course, CourseSpawner
+from jupyterhub.handlers.pages import SpawnHandler
 from spawner import SpawnFailed
 from traitlets import TraitError
 
@@ -280,6 +283,46 @@ def test_the_answer_of_the_start_page():
     assert spawner.options_from_form({"course": [""]}) == {"course": ""}
     assert spawner.options_from_form({}) == {}
     assert spawner.options_from_query({"course": ["db-1"]}) == {"course": "db-1"}
+
+
+async def visit(spawner, **options):
+    """Open the start page with `opt-…` in its address; its handler, whose own parts are JupyterHub's."""
+    user = SimpleNamespace(
+        name="alice",
+        running=False,
+        get_or_create_spawner=lambda *_, **__: spawner,
+        get_auth_state=AsyncMock(),
+    )
+    page = MagicMock(current_user=user, _render_form=AsyncMock(), _wrap_spawn_single_user=AsyncMock())
+    page.request.query_arguments = {f"opt-{name}": [value.encode()] for name, value in options.items()}
+    page._get_user_options = lambda query: SpawnHandler._get_user_options(page, query)
+    await SpawnHandler._get.__wrapped__(page, "alice", "", "")
+    return page
+
+
+@pytest.mark.parametrize(
+    ("groups", "server", "wanted", "offered"),
+    [
+        ((), "", "algo1", [""]),
+        (("nbgrader-algo1",), "", "db-1", ["algo1"]),
+        (("nbgrader-algo1", "nbgrader-db-1"), "", "nothing", ["algo1", "db-1", ""]),
+        (("nbgrader-algo1", "nbgrader-db-1"), "db-1", "nothing", ["db-1"]),
+    ],
+)
+async def test_a_link_to_a_course_that_is_not_the_users_starts_nothing(groups, server, wanted, offered):
+    """The page says so, and offers what there is; to visit it again without a wish is as it always was."""
+    spawner = make(*groups, server=server)
+    page = await visit(spawner, course=wanted)
+    page._wrap_spawn_single_user.assert_not_called()
+    page.set_status.assert_called_once_with(403)
+    shown = page._render_form.call_args.kwargs
+    assert shown["message"] == "You are not in this course, or it is closed."
+    assert re.findall(r'value="(.*?)"', shown["spawner_options_form"]) == offered
+    for name in offered:
+        expected = (name, "student") if name else None
+        assert chosen(make(*groups, server=server, options={"course": name})) == expected
+    again = await visit(spawner)
+    assert again._wrap_spawn_single_user.called is (len(offered) == 1)
 
 
 async def test_limits_and_image_end_with_the_start(monkeypatch):
@@ -561,27 +604,38 @@ def test_submissions_that_are_refused(exchange, submission):
     link = box / f"{submission.name}y"
     link.symlink_to(other)
     assert exchange.refusal(box, link, "ps1") == "it is no directory"
+
+
+def test_submissions_with_something_else_than_files_are_refused(exchange, submission):
+    assert looked_at(exchange, submission) == ""
     (submission / "data/secret").symlink_to("/etc/passwd")
-    assert "'secret' in it is neither a file nor a directory" in exchange.refusal(box, submission, "ps1")
+    assert looked_at(exchange, submission) == "'secret' in it is neither a file nor a directory"
     (submission / "data/secret").unlink()
     os.mkfifo(submission / "pipe")
-    assert "'pipe' in it" in exchange.refusal(box, submission, "ps1")
+    assert "'pipe' in it" in looked_at(exchange, submission)
+
+
+def looked_at(exchange, submission):
+    """What stands in the way inside of a submission."""
+    try:
+        exchange.changed_at(submission, exchange.Allowance(exchange.MOST_FILES))
+    except exchange.RefusedError as reason:
+        return str(reason)
+    return ""
 
 
 def test_a_submission_is_looked_at_no_further_than_it_may_go(exchange, submission, monkeypatch):
     """Before anything else is done with it, and as far as a copy goes."""
     monkeypatch.setattr(exchange, "MOST_FILES", 3)
-    assert exchange.refusal(submission.parent, submission, "ps1") == ""
+    assert looked_at(exchange, submission) == ""
     (submission / "more").touch()
-    assert exchange.refusal(submission.parent, submission, "ps1") == exchange.TOO_MANY
-    with pytest.raises(exchange.RefusedError, match=exchange.TOO_MANY):
-        exchange.changed_at(submission)
+    assert looked_at(exchange, submission) == exchange.TOO_MANY
     (submission / "more").unlink()
     monkeypatch.setattr(exchange, "MOST_DEPTH", 1)
-    assert exchange.refusal(submission.parent, submission, "ps1") == ""
+    assert looked_at(exchange, submission) == ""
     (submission / "ps1.ipynb").unlink()
     (submission / "data/deep").mkdir()
-    assert exchange.refusal(submission.parent, submission, "ps1") == exchange.TOO_MANY
+    assert looked_at(exchange, submission) == exchange.TOO_MANY
 
 
 def test_a_directory_without_end_is_not_read_to_its_end(exchange, submission, monkeypatch):
@@ -589,20 +643,22 @@ def test_a_directory_without_end_is_not_read_to_its_end(exchange, submission, mo
     for number in range(50):
         (submission / f"{number}.txt").touch()
     seen = []
-    lstat = SimpleNamespace(is_dir=lambda **_: False, is_file=lambda **_: True)
+    entry = SimpleNamespace(
+        is_dir=lambda **_: False, is_file=lambda **_: True, stat=lambda **_: submission.lstat()
+    )
 
     class Endless:
         """A directory as os.scandir has it, which counts what is taken of it."""
 
         def __enter__(self):
-            return iter(lambda: seen.append(1) or lstat, None)
+            return iter(lambda: seen.append(1) or entry, None)
 
         def __exit__(self, *_):
             pass
 
     monkeypatch.setattr(exchange.os, "scandir", lambda _: Endless())
     monkeypatch.setattr(exchange, "MOST_FILES", 10)
-    assert exchange.refusal(submission.parent, submission, "ps1") == exchange.TOO_MANY
+    assert looked_at(exchange, submission) == exchange.TOO_MANY
     assert len(seen) == 10
 
 
@@ -754,7 +810,7 @@ def collect(exchange, submission, tmp_path):
         one.log = logging.getLogger("collect")
         one._due, one._found, one._inbound = due, {}, Path(tempfile.mkdtemp(dir=tmp_path))
         for path in sorted(submission.parent.iterdir()):
-            one.link(submission.parent, path)
+            one.link(submission.parent, path, exchange.Allowance(exchange.MOST_IN_BOX))
         return [exchange.time_in_name(path) for path in one._inbound.iterdir()]
 
     return times
@@ -805,6 +861,31 @@ def test_of_very_many_submissions_the_last_are_looked_at(exchange, submission, m
     assert "anna has too many submissions: 1 are not looked at, only the last 2 are" in caplog.text
 
 
+def test_large_submissions_do_not_hold_up_those_of_others(
+    exchange, submission, monkeypatch, caplog, tmp_path
+):
+    """So much of a student's is looked at, the last ones first and each once; what is not is told."""
+    monkeypatch.setattr(exchange, "MOST_IN_BOX", 7)
+    # Each is 4 with itself.
+    (submission / "more").touch()
+    later = [submission.with_name(submission.name.replace("10:00", f"1{hour}:00")) for hour in (1, 2)]
+    other = tmp_path / "inbound/ben/ben+ps1+2026-11-01 10:00:00.0 UTC+x"
+    for copy in (*later, other):
+        shutil.copytree(submission, copy)
+    scans, scan = [], os.scandir
+    monkeypatch.setattr(exchange.os, "scandir", lambda path: scans.append(str(path)) or scan(path))
+    one = exchange.Collect()
+    one.coursedir, one.log = SimpleNamespace(assignment_id="ps1"), logging.getLogger("collect")
+    one._due, one._found, one._inbound = None, {}, tmp_path
+    for name in ("anna", "ben"):
+        one.link_last_of(tmp_path / "inbound" / name)
+    assert [path for path, _ in one._found.values()] == [later[1], other]
+    for path in (later[0], submission):
+        assert f"{path} is not collected: {exchange.NOT_LOOKED_AT}" in caplog.text
+    assert scans.count(str(later[1])) == 1
+    assert str(submission) not in scans
+
+
 @pytest.fixture
 def course(exchange, monkeypatch, tmp_path):
     """A course's directory with what anna has handed in twice, and nbgrader's part in collecting it."""
@@ -833,7 +914,7 @@ def course(exchange, monkeypatch, tmp_path):
             made = tmp_path / f"inbound/{student}/{student}+ps1+{day} UTC+x"
             made.mkdir(parents=True, exist_ok=True)
             (made / "ps1.ipynb").write_text(f"{student} {day}")
-            one._found[made.name] = made, exchange.changed_at(made)
+            one._found[made.name] = made, exchange.changed_at(made, exchange.Allowance(10))
             records.append(
                 {"username": student, "filename": made.name, "timestamp": datetime.fromisoformat(day)}
             )
@@ -1044,6 +1125,20 @@ def test_only_what_is_in_the_box_is_listed_as_handed_in(exchange, submission, mo
     with pytest.raises(FileExistsError):
         submit()
     assert entry.is_dir()
+
+
+def test_the_configuration_is_loaded_again_and_again(monkeypatch):
+    """And leaves the module's directory among those of modules once."""
+    module, configured = MagicMock(), []
+    module.configure = configured.append
+    monkeypatch.setitem(sys.modules, "campus_nbgrader", module)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for _ in range(2):
+        runpy.run_path(
+            str(ROOT / "files/images/notebook/nbgrader_config.py"), init_globals={"get_config": lambda: "c"}
+        )
+    assert configured == ["c", "c"]
+    assert sys.path.count("/opt/campus") == 1
 
 
 async def test_student_code_knows_what_it_is_run_for(exchange, monkeypatch, tmp_path):

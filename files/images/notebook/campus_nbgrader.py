@@ -28,6 +28,7 @@ import stat
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -49,9 +50,13 @@ TOLERANCE = timedelta(minutes=10)
 # What one submission may have, besides nbgrader's limit of its size (CourseDirectory.max_dir_size).
 MOST_FILES, MOST_DEPTH = 10_000, 32
 TOO_MANY = "it has too many files or directories"
-# How many submissions of an assignment are looked at in a box, the last ones by the times in their names:
-# each may have as many files as that, and a student can make as many names as there is room for.
+NOT_LOOKED_AT = "it is not looked at, since with the later ones it has too many files or directories"
+# How many submissions of an assignment are looked at in a box, the last ones by the times in their names: a
+# student can make as many names as there is room for.
 MOST_SUBMISSIONS = 200
+# How much is looked at in all of them together, while all other graders of the course wait: the last one, and
+# one before it, may be as large as they can.
+MOST_IN_BOX = 2 * MOST_FILES
 # What of a notebook's outputs is shown. All others may have something for a browser to run in them.
 SHOWN = {"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg"}
 BASE64 = re.compile(r"[A-Za-z0-9+/=\s]*")
@@ -450,15 +455,25 @@ class Collect(ExchangeCollect):
         self._inbound.mkdir(parents=True)
         self._due, self._found = self.due_date(), {}
         for box in sorted(self._boxes.iterdir()):
-            for submission in self.last_of(box):
-                try:
-                    self.link(box, submission)
-                except RefusedError as reason:
-                    self.log.warning("%s is not collected: %s", submission, reason)
-                except (OSError, RecursionError) as error:
-                    self.log.warning("%s is not collected: it cannot be read: %s", submission, error)
+            self.link_last_of(box)
         self.root = str(self._view)
         super().init_src()
+
+    def link_last_of(self, box):
+        """Link what is accepted in a student's box, and tell of the rest why not.
+
+        Args:
+            box: the student's box.
+        """
+        allowance = Allowance(MOST_IN_BOX)
+        # The last ones first, for which there has to be enough of it.
+        for submission in reversed(self.last_of(box)):
+            try:
+                self.link(box, submission, allowance)
+            except RefusedError as reason:
+                self.log.warning("%s is not collected: %s", submission, reason)
+            except (OSError, RecursionError) as error:
+                self.log.warning("%s is not collected: it cannot be read: %s", submission, error)
 
     def last_of(self, box):
         """What lies in a student's box for the assignment, and of very much only the last.
@@ -483,12 +498,13 @@ class Collect(ExchangeCollect):
             except MissingEntry:
                 return None
 
-    def link(self, box, submission):
+    def link(self, box, submission, allowance):
         """Link a submission under the time that it counts with, by which nbgrader goes.
 
         Args:
             box: the student's box.
             submission: what lies in it, whatever a student has made of it.
+            allowance: what may still be looked at in the box.
 
         Raises:
             OSError: it cannot be read.
@@ -498,7 +514,7 @@ class Collect(ExchangeCollect):
         reason = refusal(box, submission, assignment)
         if reason:
             raise RefusedError(reason)
-        changed, time = changed_at(submission), submission.name.rsplit("+", 3)[2]
+        changed, time = changed_at(submission, allowance), submission.name.rsplit("+", 3)[2]
         late = changed - parse_utc(time)
         if late > TOLERANCE:
             self.log.warning(
@@ -606,7 +622,7 @@ class Collect(ExchangeCollect):
             copy_plain(submission.name, copied, directory=descriptor, owner=owner, size=size)
         finally:
             os.close(descriptor)
-        if changed_at(submission) != changed:
+        if changed_at(submission, Allowance(MOST_FILES)) != changed:
             raise RefusedError("it was changed while it was collected")
         write_plain(copied / "timestamp.txt", record["filename"].rsplit("+", 3)[2])
         if not is_secret(copied / "submission_secret.txt"):
@@ -615,6 +631,27 @@ class Collect(ExchangeCollect):
 
 class RefusedError(Exception):
     """A submission that is not copied; the message says why."""
+
+
+@dataclass
+class Allowance:
+    """How much may still be looked at, however many submissions it is spread over.
+
+    Attributes:
+        left: number of files and directories.
+    """
+
+    left: int
+
+    def spend(self):
+        """Count one more.
+
+        Raises:
+            RefusedError: there is none left.
+        """
+        if self.left < 1:
+            raise RefusedError(NOT_LOOKED_AT)
+        self.left -= 1
 
 
 def beside(place, kind):
@@ -664,7 +701,7 @@ def recover(place):
 
 
 def refusal(box, submission, assignment):
-    """Tell why a submission is not to be collected.
+    """Tell why a submission is not to be collected, as far as that is seen without a look into it.
 
     Args:
         box: the student's box, whose owner and name are the account service's word.
@@ -686,30 +723,26 @@ def refusal(box, submission, assignment):
         return "it is no directory"
     if found.st_uid != owner:
         return f"it belongs to {found.st_uid}, and not to {box.name}"
-    try:
-        for entry in contents(submission):
-            if not entry.is_dir(follow_symlinks=False) and not entry.is_file(follow_symlinks=False):
-                return f"{entry.name!r} in it is neither a file nor a directory"
-    except RefusedError as reason:
-        return str(reason)
     return ""
 
 
-def contents(submission):
+def contents(submission, allowance):
     """Go through all that is in a submission, and no further than it may have it; symlinks are not followed.
 
     Entries come as they are read, for there may be no end of them in one directory.
 
     Args:
         submission: its directory.
+        allowance: what may be looked at in it and in others.
 
     Yields:
         An os.DirEntry for each.
 
     Raises:
         OSError: something cannot be read.
-        RefusedError: it has too much in it.
+        RefusedError: it has too much in it, or the allowance is spent.
     """
+    allowance.spend()
     left, directories = MOST_FILES - 1, [(submission, 0)]  # it is one itself
     while directories:
         directory, depth = directories.pop()
@@ -720,6 +753,7 @@ def contents(submission):
                 left -= 1
                 if left < 0:
                     raise RefusedError(TOO_MANY)
+                allowance.spend()
                 if entry.is_dir(follow_symlinks=False):
                     directories.append((entry.path, depth + 1))
                 yield entry
@@ -737,20 +771,26 @@ def time_in_name(submission):
         return None
 
 
-def changed_at(submission):
-    """When a submission was changed last, by the storage's clock; in UTC and without a zone.
+def changed_at(submission, allowance):
+    """When a submission of files and directories was changed last, by the storage's clock.
 
     The time in the name is the student's word; the status change time (inode(7)) is not.
 
     Args:
         submission: its directory.
+        allowance: what may be looked at in it and in others.
+
+    Returns:
+        The time in UTC and without a zone, as nbgrader has it.
 
     Raises:
         OSError: something cannot be read.
-        RefusedError: it has too much in it.
+        RefusedError: it has something else or too much in it, or the allowance is spent.
     """
     changed = submission.lstat().st_ctime
-    for entry in contents(submission):
+    for entry in contents(submission, allowance):
+        if not entry.is_dir(follow_symlinks=False) and not entry.is_file(follow_symlinks=False):
+            raise RefusedError(f"{entry.name!r} in it is neither a file nor a directory")
         changed = max(changed, entry.stat(follow_symlinks=False).st_ctime)
     return datetime.fromtimestamp(changed, UTC).replace(tzinfo=None)
 

@@ -2,7 +2,9 @@
 
 import sys
 
-sys.path.insert(0, "/opt/campus")
+# nbgrader loads it many times in a server.
+if "/opt/campus" not in sys.path:
+    sys.path.insert(0, "/opt/campus")
 import campus_nbgrader
 
 campus_nbgrader.configure(get_config())  # noqa: F821 - given by traitlets
