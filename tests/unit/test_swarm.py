@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
@@ -36,8 +38,10 @@ def member(host: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-def plan(changes: dict[str, dict[str, Any]], members: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """What the role makes of it.
+def asker(
+    changes: dict[str, dict[str, Any]], members: list[dict[str, Any]] | None = None
+) -> Callable[..., Any]:
+    """Who fills in templates as the role does.
 
     Args:
         changes: What is other than in a whole swarm, by host.
@@ -52,9 +56,19 @@ def plan(changes: dict[str, dict[str, Any]], members: list[dict[str, Any]] | Non
     }
     variables = {**rules, "hostvars": hostvars, "swarm_managers": MANAGERS, "swarm_workers": WORKERS}
 
-    def ask(expression: str, host: str = "m1") -> Any:
+    def ask(template: str, host: str = "m1") -> Any:
         templar = Templar(loader=loader, variables={**variables, "inventory_hostname": host})
-        return templar.template(trust_as_template(f"{{{{ {expression} }}}}"))
+        return templar.template(trust_as_template(template))
+
+    return ask
+
+
+def plan(changes: dict[str, dict[str, Any]], members: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """What the role makes of it."""
+    fill = asker(changes, members)
+
+    def ask(expression: str, host: str = "m1") -> Any:
+        return fill(f"{{{{ {expression} }}}}", host)
 
     return {
         "leader": ask("__swarm_leader"),
@@ -66,6 +80,7 @@ def plan(changes: dict[str, dict[str, Any]], members: list[dict[str, Any]] | Non
     }
 
 
+EXPIRED = {"id": "", "state": "error", "manager": False, "error": "expired"}
 BARE = {"id": "", "state": "inactive", "manager": False}
 WHOLE = {"leader": "m1", "reform": False, "join": [], "forget": [], "strangers": [], "ended": False}
 CASES = {
@@ -113,7 +128,7 @@ CASES = {
         WHOLE | {"strangers": ["id-m3"]},
     ),
     "all were off until their certificates had run out": (
-        dict.fromkeys(MANAGERS, {"id": "", "state": "error", "manager": False, "error": "expired"}),
+        dict.fromkeys(MANAGERS, EXPIRED),
         [],
         WHOLE | {"join": ["m2", "w1"], "ended": True},
     ),
@@ -128,3 +143,14 @@ CASES = {
 @pytest.mark.parametrize(("changes", "members", "expected"), CASES.values(), ids=CASES)
 def test_what_a_run_does(changes, members, expected) -> None:
     assert plan(changes, members) == expected
+
+
+@pytest.mark.parametrize(("changes", "members"), [case[:2] for case in CASES.values()], ids=CASES)
+def test_sentences_can_be_filled_in_whatever_happened(changes, members) -> None:
+    """Ansible does so before it looks whether there is anything to say."""
+    ask = asker(changes, members)
+    tasks = yaml.safe_load((ROLE / "tasks/preflight.yml").read_text())
+    sentences = [ask(task["ansible.builtin.assert"]["fail_msg"], host) for task in tasks for host in HOSTS]
+    assert all(sentences)
+    if plan(changes, members)["ended"]:
+        assert any("Docker says on m1, m2: expired. If that cannot be mended" in text for text in sentences)
