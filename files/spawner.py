@@ -67,6 +67,7 @@ NAME_MAX = 63  # a DNS label, RFC 1035 2.3.4; swarm has the same limit for servi
 LABEL = "org.jupyterhub."
 SAFE = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"  # a name as part of a path or of a list
 NFS_PORT = 2049  # RFC 7530 3.1; Linux mounts it unless told otherwise
+REPORTED = {"accepted", "preparing", "ready", "starting", "running"}  # states that only a task's node tells
 ASK_AGAIN = 2  # seconds between two questions to a node whether it is there
 PROBE = 2  # seconds for a connection that only shows whether somebody is there
 LATE = 1  # seconds after which a time-out tells of a hub that stood still, and not of whom it asked
@@ -1707,11 +1708,15 @@ class NfsSwarmSpawner(SwarmSpawner):
             await asyncio.sleep(min(pause, self.task_poll_maximum))
 
     def note_move(self, task):
-        """Remember that a task got on: who waits behind it in a rush is not stuck."""
-        if task_state(task) != "new":
+        """Remember that a task got on: who waits behind it in a rush is not stuck, and its node is there."""
+        state, node_id = task_state(task), task.get("NodeID", "")
+        if state != "new":
             self._moved["new"] = time.monotonic()
-        if task_state(task) == "running":
-            self._moved[task.get("NodeID", "")] = time.monotonic()
+        if state == "running":
+            self._moved[node_id] = time.monotonic()
+        if state in REPORTED and node_id in self._silence:
+            # a busy node may have no time for who only knocks
+            self._silence[node_id]["since"] = None
 
     def stands_still(self, place, since):
         """Whether nobody has got on for `patience`.

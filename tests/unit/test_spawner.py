@@ -1059,6 +1059,25 @@ async def test_a_hub_that_stood_still_takes_no_node_for_silent(swarm, monkeypatc
     assert await spawner.silence("node", "192.0.2.1") > 0
 
 
+async def test_a_node_whose_tasks_get_on_is_not_silent(swarm, monkeypatch):
+    """It has no time for a question, and starts one server after the other."""
+    answers = iter([True])
+
+    async def listens(*_, **__):
+        return next(answers, False)
+
+    monkeypatch.setattr(module, "listens", listens)
+    monkeypatch.setattr(module, "ASK_AGAIN", 0)
+    spawner, task = make(node_probe_port=443), until("starting")[-1]
+    for _ in range(3):
+        await spawner.silence(task["NodeID"], "192.0.2.1")
+    assert await spawner.silence(task["NodeID"], "192.0.2.1") > 0
+    spawner.note_move(until("assigned")[-1])
+    assert Spawner._silence[task["NodeID"]]["since"], "that is the manager's word"
+    spawner.note_move(task)
+    assert not Spawner._silence[task["NodeID"]]["since"]
+
+
 async def test_a_node_that_never_answers_is_left_to_the_swarm(swarm, monkeypatch):
     async def listens(host, port, *, refusal=False):
         return False
