@@ -44,6 +44,15 @@ MAX_COMMON_NAME = 64
 BOOLEAN_TEXTS = {"yes", "no", "true", "false", "on", "off"}
 # A generated secret that was taken for a host.
 SECRET_HOST = re.compile(r"[0-9A-Za-z]{32,}")
+# How Ansible reaches a host.
+CONNECTION_NAMES = (
+    "ansible_host",
+    "ansible_port",
+    "ansible_user",
+    "ansible_password",
+    "ansible_ssh_private_key_file",
+    "ansible_become_password",
+)
 # Subnets that hold the nodes on purpose.
 NODE_SUBNETS = {"lab_subnet"}
 
@@ -160,6 +169,9 @@ class Inventory:
         self.nodes = list(dict.fromkeys(members))
         # Ansible puts a host's variables together anew at each access.
         self.hostvars = {host: hostvars[host] for host in self.hosts if host in hostvars}
+        # Not a public interface of Ansible's: without it a template is not seen as one.
+        raw_get = getattr(hostvars, "raw_get", hostvars.get)
+        self.written = {host: raw_get(host) for host in self.hostvars}
 
     def group(self, name: str) -> list[str]:
         """Return the hosts of a group, none when there is no such group."""
@@ -298,6 +310,33 @@ def address_problems(inventory: Inventory) -> Iterator[str]:
             f"campus_domain is {str(domain)!r}, which is no host name: give the name alone, without "
             f"https:// or a path{where}."
         )
+
+
+def connection_problems(inventory: Inventory) -> Iterator[str]:
+    """Check that a task of one node can be delegated to another one.
+
+    Ansible evaluates the connection's variables of the host that a task is delegated to with the
+    `inventory_hostname` of the host that delegates
+    (https://github.com/ansible/ansible/issues/71198).
+
+    Args:
+        inventory: The inventory.
+
+    Yields:
+        Sentences.
+    """
+    for name in CONNECTION_NAMES:
+        hosts = [
+            host
+            for host in inventory.nodes
+            if "inventory_hostname" in str(inventory.written.get(host, {}).get(name, ""))
+        ]
+        if hosts and len(inventory.hosts) > 1:
+            yield (
+                f"{name} is a template with inventory_hostname, and where one host asks another, Ansible "
+                "fills in the name of the one that asks: write it out for each host"
+                f"{inventory.where(name, hosts)}."
+            )
 
 
 def subnets_of(inventory: Inventory) -> Iterator[tuple[str, list[str], str]]:
@@ -596,6 +635,7 @@ def registry_problems(inventory: Inventory) -> Iterator[str]:
 CHECKS: tuple[Callable[[Inventory], Iterator[str]], ...] = (
     group_problems,
     address_problems,
+    connection_problems,
     subnet_problems,
     password_problems,
     ldap_problems,

@@ -311,6 +311,11 @@ BAD_HOSTS = {
         {"node2": {"swarm_address": "127.0.0.1"}},
         "The address of node2 is 127.0.0.1, which other nodes cannot reach: set swarm_address.",
     ),
+    "template for a delegated task": (
+        {"node2": {"ansible_user": "{{ inventory_hostname }}-admin"}},
+        "ansible_user is a template with inventory_hostname, and where one host asks another, Ansible fills "
+        "in the name of the one that asks: write it out for each host (of node2).",
+    ),
     "one host's value": (
         {"node2": {"hub_named_servers": "yes"}},
         "hub_named_servers is the text 'yes': write true or false without quotes, in a YAML file (of node2).",
@@ -555,6 +560,11 @@ PLAYS = {
         ),
         {},
         ["The group managers has no host"],
+    ),
+    "template for a delegated task": (
+        lambda inventory: None,
+        {"ansible_port": "{{ 2200 + (inventory_hostname[4:] | int) }}"},
+        ["ansible_port is a template with inventory_hostname", "group_vars/all.yml:"],
     ),
     "storage outside": (
         lambda inventory: inventory["all"]["children"].update(
