@@ -201,7 +201,10 @@ def config(renderer: Renderer, tmp_path_factory: pytest.TempPathFactory) -> Conf
     (secrets / "ldap_search_password").write_text("secret")
     text = renderer.render(ROOT / "roles/hub/templates/jupyterhub_config.py.j2", renderer.hosts[0])
     config = Config()
-    exec(text.replace("/run/secrets", str(secrets)), {"get_config": lambda: config})  # noqa: S102 - our own
+    with pytest.MonkeyPatch.context() as patch:
+        # The file puts a directory of the hub's image in front.
+        patch.setattr(sys, "path", list(sys.path))
+        exec(text.replace("/run/secrets", str(secrets)), {"get_config": lambda: config})  # noqa: S102 - our own
     return config
 
 
