@@ -43,7 +43,9 @@ $(VENV)/.installed: requirements.txt requirements.yml
 	  $(call INSTALL,python3-venv openssh-client)
 	fi
 	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/pip install -q -r requirements.txt
+	$(VENV)/bin/pip install -q --no-compile -r requirements.txt
+	# Not the thousands of modules that are sent to nodes as they are; and, as pip has it, not what this Python cannot compile.
+	$(VENV)/bin/python -m compileall -q -j 0 -x ansible_collections $(VENV)/lib || true
 	$(VENV)/bin/ansible-galaxy collection install -r requirements.yml
 	touch $@
 

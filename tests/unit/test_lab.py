@@ -349,7 +349,7 @@ def wait_until(happened: Callable[[], object]) -> None:
 
 
 def test_only_what_carries_the_whole_identity_ends(spawn, tmp_path) -> None:
-    ours, disk = f"umid=test-{tmp_path.name}", f"ubd0={tmp_path}/disk"
+    ours, disk = f"umid={tmp_path}", f"ubd0={tmp_path}/disk"
     node = spawn(*SLEEP, ours, disk)
     same_name = spawn(*SLEEP, ours, "ubd0=/another/disk")
     stranger = spawn("sleep", "60")
@@ -384,7 +384,7 @@ def test_all_that_was_started_with_the_mark_ends(spawn, tmp_path) -> None:
 
 
 def test_two_labs_that_come_up_at_once_start_one_builder(tmp_path) -> None:
-    identity = [f"umid=test-{tmp_path.name}"]
+    identity = [f"umid={tmp_path}"]
     spec = {
         "name": "builder",
         "identity": identity,
@@ -401,7 +401,7 @@ def test_two_labs_that_come_up_at_once_start_one_builder(tmp_path) -> None:
 
 
 def test_a_dead_process_is_started_again_and_a_live_one_left_alone(tmp_path) -> None:
-    identity = [f"umid=test-{tmp_path.name}"]
+    identity = [f"umid={tmp_path}"]
     leftover = tmp_path / "run"
     leftover.mkdir()
     spec = {
