@@ -218,7 +218,9 @@ def test_the_kernels_of_the_inventory(student: HubUser, cluster: Cluster, read_o
         kernelspec, cell = KERNELS[name]
         file = f"{cluster.storage_dir}{account['home']}/{name}.txt"
         cluster.storage.run("rm", "-f", file)
-        student.run(cell, kernel_name=kernelspec)
+        kernel = student.kernel(kernelspec)
+        kernel.run(cell)
+        kernel.shutdown()
         assert cluster.storage.run("cat", file).strip() == "42"
         assert cluster.storage.stat(file)["uid"] == account["uid"]
 

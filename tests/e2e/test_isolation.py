@@ -163,11 +163,12 @@ def mounted(cluster: Cluster) -> Iterator[tuple[Node, str]]:
     node.run("rmdir", directory)
 
 
-def test_root_of_a_node_is_nobody_on_the_storage(cluster: Cluster, mounted: tuple[Node, str]) -> None:
+def test_root_of_a_node_is_nobody_on_the_storage(
+    cluster: Cluster, alice: HubUser, mounted: tuple[Node, str]
+) -> None:
     """It may neither write into a home nor make one; the owner of a home may enter it."""
     node, homes = mounted
-    status, account = cluster.accounts("PUT", "/accounts/alice", {"groups": ["students"]})
-    assert status in (200, 201)
+    _, account = cluster.accounts("GET", f"/accounts/{alice.name}")
     home = f"{homes}/{account['account']}"
     for path in (f"{home}/by-root", f"{homes}/by-root"):
         with pytest.raises(AssertionError, match="Permission denied"):

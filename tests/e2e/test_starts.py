@@ -76,6 +76,7 @@ def test_double_click_on_start(students: list[Student]) -> None:
     side_by_side(students, STARTS, once)
 
 
+@pytest.mark.two_nodes
 def test_start_and_cancel(students: list[Student]) -> None:
     """A start that is cancelled at any moment leaves nothing."""
     moments = random.Random(7)  # noqa: S311 - the same moments in every run

@@ -140,6 +140,7 @@ class Cluster:
         self.storage_dir = self.value("nfs_data_dir", "/srv/campus-jupyterhub/nfs")
         self.url = os.environ.get("CAMPUS_URL") or f"https://{self.storage.address}"
         self.ca = os.environ.get("CAMPUS_CA") or str(inventory / "secrets" / "ca.crt")
+        self._hostnames: dict[str, str] = {}
 
     def value(self, expression: str, default: Any = None) -> Any:
         """Evaluate an expression with the first manager's variables."""
@@ -171,7 +172,7 @@ class Cluster:
 
     def service(self, role: str) -> str:
         """Full name of a service of the cluster itself, such as `hub` or `accounts`, whatever its stack."""
-        names = [service["Spec"]["Name"] for service in self.services()]
+        names = self.docker("service", "ls", "--format", "{{.Name}}").split()
         found = [name for name in names if name == role or name.endswith(f"_{role}")]
         assert len(found) == 1, f"service {role}: {found} among {names}"
         return found[0]
@@ -191,7 +192,7 @@ class Cluster:
     def node_of(self, service: str) -> Node:
         """The node on which a service with one task runs."""
         (task,) = self.tasks(service)
-        return self.nodes[self.node_names()[task["Node"]]]
+        return next(node for node in self.nodes.values() if self.hostname(node) == task["Node"])
 
     def node_names(self) -> dict[str, str]:
         """Swarm host name → inventory name, by the address."""
@@ -205,8 +206,10 @@ class Cluster:
         }
 
     def hostname(self, node: Node) -> str:
-        """Name of a node in the swarm."""
-        return next(host for host, name in self.node_names().items() if name == node.name)
+        """Name of a node in the swarm: the server's own, which nothing here changes."""
+        if node.name not in self._hostnames:
+            self._hostnames |= {name: host for host, name in self.node_names().items()}
+        return self._hostnames[node.name]
 
     @staticmethod
     def _address(member: dict[str, Any]) -> str:
@@ -218,11 +221,12 @@ class Cluster:
 
     def notebook(self, username: str) -> str | None:
         """Name of the service that runs a user's server, None when there is none."""
-        for service in self.services():
-            environment = service["Spec"]["TaskTemplate"]["ContainerSpec"].get("Env", [])
-            if f"JUPYTERHUB_USER={username}" in environment:
-                return service["Spec"]["Name"]
-        return None
+        return next(iter(self.notebooks(username)), None)
+
+    def notebooks(self, username: str) -> list[str]:
+        """Names of the services that run a user's servers."""
+        label = f"label=org.jupyterhub.user={username}"
+        return self.docker("service", "ls", "--filter", label, "--format", "{{.Name}}").split()
 
     def log(self, role: str, since: float) -> str:
         """What a service of the cluster itself, with one task, has said since a time (of time.time())."""

@@ -52,6 +52,7 @@ class HubUser:
         self.session.trust_env = False
         self.session.verify = ca
         self.token = ""
+        self._kernel: Kernel | None = None
 
     def get(self, path: str, **options: Any) -> requests.Response:
         """Get a page with the session's cookies."""
@@ -200,17 +201,17 @@ class HubUser:
         answer.raise_for_status()
         return Kernel(self, answer.json()["id"])
 
-    def run(self, code: str, timeout: float = 90, kernel_name: str = "python3") -> str:
-        """Run code in a kernel of its own and return what it prints.
+    def run(self, code: str, timeout: float = 90) -> str:
+        """Run code in a Python kernel and return what it prints.
+
+        All goes to one kernel of the server, as a notebook's cells do: a kernel takes seconds to start.
 
         Raises:
             AssertionError: When the code raises.
         """
-        kernel = self.kernel(kernel_name)
-        try:
-            return kernel.run(code, timeout)
-        finally:
-            kernel.shutdown()
+        if self._kernel is None or not self._kernel.runs():
+            self._kernel = self.kernel()
+        return self._kernel.run(code, timeout)
 
     def shell(self, command: str, timeout: float = 120) -> str:
         """Run a command of the shell in the server, and return what it prints, errors included.
@@ -297,6 +298,10 @@ class Kernel:
             elif kind == "status":
                 idle = content["execution_state"] == "idle"
         return "".join(printed)
+
+    def runs(self) -> bool:
+        """Whether the user's server has this kernel; one that was started since has not."""
+        return self.user.notebook_api("GET", f"kernels/{self.id}").status_code == 200
 
     def shutdown(self) -> None:
         """End the kernel."""

@@ -75,8 +75,7 @@ class Student:
 
     def services(self) -> list[str]:
         """Names of the user's services."""
-        label = f"label=org.jupyterhub.user={self.hub.name}"
-        return self.cluster.docker("service", "ls", "--filter", label, "--format", "{{.Name}}").split()
+        return self.cluster.notebooks(self.hub.name)
 
     def image(self) -> str:
         """Reference of the running server's image."""
