@@ -192,7 +192,7 @@ class Cluster:
     def node_of(self, service: str) -> Node:
         """The node on which a service with one task runs."""
         (task,) = self.tasks(service)
-        return next(node for node in self.nodes.values() if self.hostname(node) == task["Node"])
+        return {self.hostname(node): node for node in self.nodes.values()}[task["Node"]]
 
     def node_names(self) -> dict[str, str]:
         """Swarm host name → inventory name, by the address."""
