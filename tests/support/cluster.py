@@ -268,8 +268,8 @@ class Cluster:
     def without_storage(self) -> Iterator[None]:
         """Stop the NFS server for the length of a block.
 
-        No node knows its files any more, as after a minute (acregmax and acdirmax of nfs(5)): whoever looks at
-        one waits until the server is back.
+        No node knows its files any more, as after a minute (acregmax and acdirmax of nfs(5)): whoever looks
+        at one waits until the server is back.
         """
         name = self.nfs_container
         self.storage.run("docker", "stop", name, timeout=120)
